@@ -1,0 +1,85 @@
+"""Classes of machine, what a host has room for, and which class a job's labels ask for.
+
+A label ``ironcd`` asks for the default class, ``ironcd-4cpu-16gb`` for a size, and any other ``ironcd-NAME`` for the
+class of that name in the configuration.  Labels beside it (``self-hosted``, ``linux``, ``x64``) are GitHub's own and
+pass.  A job with no label of ours isn't ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+OUR_LABEL = "ironcd"
+PLAIN_LABELS = frozenset({"self-hosted", "linux", "x64"})
+
+_SIZE = re.compile(r"ironcd-(\d{1,3})cpu-(\d{1,4})gb")
+
+
+class MachineClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A size of machine: vcpus (count), memory (MiB), disk (GiB), gpus (count), lifetime (seconds)."""
+
+    name: str
+    vcpus: int = 2
+    memory_mib: int = 4096
+    disk_gib: int = 20
+    gpus: int = 0
+    lifetime_s: int = 6 * 3600
+    image: str = "default"
+
+
+class Capacity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host can give to VMs in all (its reserve already taken off)."""
+
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    gpus: int = 0
+
+
+class Match(msgspec.Struct, frozen=True):
+    """What labels ask for.  ``machine`` is set where we serve them; else ``reason`` says why not.
+
+    ``ours`` is True where a label names IronCD, whether or not a class fits.
+    """
+
+    ours: bool
+    machine: MachineClass | None
+    reason: str
+
+
+def match_labels(labels: Sequence[str], classes: Mapping[str, MachineClass]) -> Match:
+    """Which class of ``classes`` (by label, ``ironcd`` being the default one) the labels of a job ask for."""
+    lowered = [label.lower() for label in labels]
+    wanted = [label for label in lowered if label == OUR_LABEL or label.startswith(OUR_LABEL + "-")]
+    if not wanted:
+        return Match(ours=False, machine=None, reason="no label of ours")
+    others = [label for label in lowered if label not in wanted and label not in PLAIN_LABELS]
+    if others:
+        return Match(ours=True, machine=None, reason=f"label {others[0]!r} isn't one that IronCD's runners have")
+    named = [label for label in wanted if label != OUR_LABEL]
+    if len(named) > 1:
+        return Match(ours=True, machine=None, reason=f"labels {named[0]!r} and {named[1]!r} name two classes")
+    label = named[0] if named else OUR_LABEL
+    known = classes.get(label)
+    if known is not None:
+        return Match(ours=True, machine=known, reason=f"class {label!r}")
+    sized = _sized(label, classes.get(OUR_LABEL))
+    if sized is not None:
+        return Match(ours=True, machine=sized, reason=f"size {label!r}")
+    near = difflib.get_close_matches(label, classes, n=1)
+    hint = f"; the nearest is {near[0]!r}" if near else ""
+    return Match(ours=True, machine=None, reason=f"no class is called {label!r}{hint}")
+
+
+def _sized(label: str, base: MachineClass | None) -> MachineClass | None:
+    match = _SIZE.fullmatch(label)
+    if match is None or base is None:
+        return None
+    vcpus, gib = int(match[1]), int(match[2])
+    if vcpus < 1 or gib < 1:
+        return None
+    return msgspec.structs.replace(base, name=label, vcpus=vcpus, memory_mib=gib * 1024)

@@ -1,0 +1,49 @@
+"""The settings that a host's processes need, as plain values.  Reading files and the environment is the surface's work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Accelerator = Literal["auto", "kvm", "tcg"]
+
+
+class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One host's agent and gateway read the same settings, handed over as a JSON file (``--settings FILE``)."""
+
+    name: str
+    """Of this host, as the control plane knows it."""
+    control_url: str = "http://127.0.0.1:8470"
+    token_file: str = "/etc/ironcd/host-token"
+    """Holds the bearer token; mode 0600."""
+    state_dir: str = "/var/lib/ironcd"
+    """disks/, seeds/, ledger/, desired.json"""
+    cache_dir: str = "/var/cache/ironcd"
+    """images/<digest>/"""
+    run_dir: str = "/run/ironcd"
+    """links/, channels/, gateway.sock"""
+    libvirt_uri: str = "qemu:///system"
+    accelerator: Accelerator = "auto"
+    allow_emulation: bool = False
+    """Without it a host whose guests can't start under KVM refuses jobs."""
+    netns: str = "ironcd"
+    """The network namespace that VMs' links live in.  It has no way out: see `docs/adr/0002`."""
+    uplink_netns: str = ""
+    """The namespace that the gateway dials from; empty for the host's own."""
+    links_range: str = "10.201.0.0/16"
+    """Cut into /31 links, one per VM; seen by nobody outside `netns`."""
+    upstream_dns: tuple[str, ...] = ()
+    """``address`` or ``address:port`` of the resolvers that the gateway asks; empty for the host's resolv.conf."""
+    guest_ca_files: tuple[str, ...] = ()
+    """PEM files that every guest trusts on top of Debian's (GitHub Enterprise Server, a company's proxy)."""
+    tls_port: int = 10443
+    tcp_port: int = 10022
+    dns_port: int = 10053
+    nflog_group: int = 5
+    hello_timeout_s: float = 10.0
+    idle_timeout_s: float = 3600.0
+    reserve_vcpus: int = 0
+    reserve_memory_mib: int = 2048
+    reserve_disk_gib: int = 5
+    block_when_ledger_full: bool = True

@@ -1,0 +1,167 @@
+"""What the control plane and a host agent say to each other: `Desired` down, `Observed` up, both whole and repeatable.
+
+Neither side sends orders or deltas.  The control plane states which runners a host should have and under which policy;
+the agent states what it sees.  A lost or doubled message changes nothing, and either side may restart at any moment.
+JSON over HTTP: ``GET /host/v1/desired?generation=N&wait=S`` (200 with `Desired`, or 204 when nothing newer came within
+``wait`` seconds) and ``POST /host/v1/observed`` (204), each with ``Authorization: Bearer`` the host's token.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from orchestrator.core.flow import Identity
+from orchestrator.core.machine import Capacity, MachineClass
+from orchestrator.core.policy import Policy
+
+Wish = Literal["run", "gone"]
+VmState = Literal["absent", "making", "running", "stopped", "crashed", "failed"]
+
+Mark = Literal[
+    "accepted",  # the agent has read the wish
+    "chain_installed",  # nftables chain, map entry and L2 chain read back; the link still down
+    "disk_made",
+    "seed_made",
+    "domain_started",  # libvirt runs the VM
+    "guest_hello",  # the guest's agent spoke on the channel
+    "jit_taken",  # the guest holds the JIT configuration
+    "seed_gone",  # seed ejected and deleted, looked at by the agent
+    "runner_started",  # the runner's process runs
+    "runner_listening",  # the runner said that it listens for jobs
+    "job_hint",  # the guest says that a job started: a claim, see `GuestClaim`
+    "policy_bound",  # the gateway has acknowledged the job's policy
+    "steps_released",  # the hook was told to go on
+    "runner_exited",
+    "end_begun",  # the agent began to destroy
+    "domain_gone",
+    "all_gone",  # everything looked for and not found: see `Proof`
+]
+
+
+class GuestClaim(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the job-started hook says of its job.  The guest is hostile: a reason to ask GitHub, never an answer."""
+
+    repository: str = ""
+    run_id: int = 0
+    run_attempt: int = 0
+    job: str = ""
+    runner_name: str = ""
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What the agent found when it looked for what a runner had, after destroying it.  True: looked for, not there."""
+
+    domain: bool
+    disk: bool
+    seed: bool
+    channel: bool
+    tap: bool
+    chain: bool
+    l2_chain: bool
+    map_entry: bool
+    gateway: bool
+    looked_at: float
+
+    @property
+    def whole(self) -> bool:
+        return all(
+            (self.domain, self.disk, self.seed, self.channel, self.tap)
+            + (self.chain, self.l2_chain, self.map_entry, self.gateway)
+        )
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why the agent couldn't do what was wished, for a person to read."""
+
+    code: str
+    message: str
+    remedy: str = ""
+    console: str = ""
+    """The last lines of the serial console (at most 4 KiB), with every secret taken out."""
+
+
+class DesiredRunner(msgspec.Struct, frozen=True, omit_defaults=True):
+    id: str
+    """ULID"""
+    wish: Wish
+    machine: MachineClass
+    identity: Identity
+    policy: Policy
+    """Sealed: the baseline.  Bound: the job's."""
+    generation: int
+    """Grows when the policy or identity changes."""
+    bound: bool = False
+    reason: str = ""
+    """Why it should be gone."""
+    jit: str = ""
+    """The encoded JIT configuration.  Present until `jit_taken` was observed, and never logged."""
+    boot_by: float = 0.0
+    """Seconds since the epoch: not listening by then, the agent gives up."""
+    end_by: float = 0.0
+    """Seconds since the epoch: the agent ends the VM by itself then, also with the control plane away."""
+
+    def __repr__(self) -> str:
+        return f"DesiredRunner(id={self.id!r}, wish={self.wish!r}, bound={self.bound}, generation={self.generation})"
+
+
+class Desired(msgspec.Struct, frozen=True):
+    host: str
+    generation: int
+    runners: tuple[DesiredRunner, ...]
+
+
+class Image(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An image that the host has, and what was read off the package managers in it when it was built."""
+
+    name: str
+    digest: str
+    runner_version: str
+    presets: dict[str, tuple[str, ...]] = {}
+    """Preset name (``apt``, ``node``, ``pypi``) to host names."""
+
+
+class ObservedRunner(msgspec.Struct, frozen=True, omit_defaults=True):
+    id: str
+    vm: VmState
+    marks: dict[str, float] = {}
+    """`Mark` to the time at which it was first true."""
+    policy: str = ""
+    """Digest of the policy that the gateway has in force for it."""
+    generation: int = 0
+    claim: GuestClaim | None = None
+    exit_code: int | None = None
+    failure: Failure | None = None
+    proof: Proof | None = None
+
+
+class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
+    host: str
+    boot: str
+    """Changes when the host was rebooted."""
+    at: float
+    capacity: Capacity
+    accelerator: str
+    """``kvm`` or ``tcg``"""
+    generation: int
+    """Of the `Desired` that it has read."""
+    runners: tuple[ObservedRunner, ...] = ()
+    images: tuple[Image, ...] = ()
+    problems: tuple[Failure, ...] = ()
+    """Of the host itself: no image, libvirt away, table missing."""
+    cordoned: bool = False
+    version: str = ""
+
+
+class LedgerBatch(msgspec.Struct, frozen=True):
+    """``POST /host/v1/ledger``: lines of the host's ledger as they are, in order.  Answer: `LedgerAck`."""
+
+    host: str
+    first_seq: int
+    lines: tuple[str, ...]
+
+
+class LedgerAck(msgspec.Struct, frozen=True):
+    next_seq: int
+    """The sequence number that the control plane wants next; the agent goes on from there."""
