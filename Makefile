@@ -1,0 +1,37 @@
+# What a person types.  Each target prepares the machine first (scripts/setup does nothing where nothing is missing).
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types docs bench security clean
+BIN := .venv/bin
+JOBS ?= 1
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1 \t/' | expand -t 20
+
+setup:  ## Debian packages, Python environment, libvirt; leaves the command at .venv/bin/ironcd
+	@scripts/setup
+
+demo: setup  ## a whole job on a real virtual machine, against a simulated GitHub (JOBS=5 for five)
+	@$(BIN)/ironcd demo --jobs $(JOBS)
+
+test: setup  ## lint, types, import contracts, and all tests up to a real virtual machine
+	@scripts/test
+
+lint: setup  ## ruff and the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: setup  ## mypy, strict
+	@$(BIN)/mypy
+
+docs: setup  ## the generated pages in docs/reference/
+	@$(BIN)/python -m orchestrator.surface.reference
+
+bench: setup  ## each figure beside a peer's or a limit; writes build/bench.json
+	@$(BIN)/python -m bench
+
+security: setup  ## the attacks on the egress wall
+	@$(BIN)/pytest tests/security
+
+clean:  ## what was built here; not the image cache
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache tests/node/node_modules
