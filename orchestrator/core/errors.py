@@ -4,7 +4,7 @@ IronCDError
 ├── UserError           what was asked for can't be done as asked (exit status 2)
 │   ├── ConfigurationError
 │   └── PolicyError     a policy file was refused; has line and column
-└── SystemError_        the machine or a service stands in the way (exit status 1)
+└── OperationalError    the machine or a service stands in the way (exit status 1)
     ├── GitHubError     GitHub refused, or can't be reached
     ├── HostError       libvirt, nftables, the image or the disk
     └── StoreError      Redis
@@ -54,17 +54,17 @@ class PolicyError(UserError):
         self.column = column
 
 
-class SystemError_(IronCDError):
+class OperationalError(IronCDError):
     pass
 
 
-class GitHubError(SystemError_):
+class GitHubError(OperationalError):
     pass
 
 
-class HostError(SystemError_):
+class HostError(OperationalError):
     pass
 
 
-class StoreError(SystemError_):
+class StoreError(OperationalError):
     pass

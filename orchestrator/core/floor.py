@@ -42,6 +42,7 @@ _V6: tuple[tuple[IPv6Network, str], ...] = (
     (IPv6Network("2001::/23"), "protocol"),
     (IPv6Network("5f00::/16"), "protocol"),
 )
+_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 _LIFTABLE = frozenset({"private"})
 
 
@@ -78,17 +79,11 @@ def floor_verdict(address: str, *, own: Iterable[str] = (), private: Iterable[st
 
 
 def _embedded(ip: IPv6Address) -> IPv4Address | None:
-    if ip.ipv4_mapped is not None:
-        return ip.ipv4_mapped
-    if ip.sixtofour is not None:
-        return ip.sixtofour
-    if ip.teredo is not None:
-        return ip.teredo[1]
     packed = ip.packed
-    if ip in IPv6Network("64:ff9b::/96") or ip in IPv6Network("64:ff9b:1::/48"):
-        return IPv4Address(packed[12:])
-    if packed[8:12] in (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe"):
-        return IPv4Address(packed[12:])
-    if packed[:12] == bytes(12) and int.from_bytes(packed[12:]) > 1:
-        return IPv4Address(packed[12:])
-    return None
+    inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+    if inner is not None:
+        return inner
+    translated = any(ip in net for net in _NAT64)
+    isatap = packed[8:12] in (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
+    compatible = packed[:12] == bytes(12) and int.from_bytes(packed[12:]) > 1
+    return IPv4Address(packed[12:]) if translated or isatap or compatible else None

@@ -15,7 +15,7 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     """Of this host, as the control plane knows it."""
     control_url: str = "http://127.0.0.1:8470"
-    token_file: str = "/etc/ironcd/host-token"
+    token_file: str = "/etc/ironcd/host-token"  # noqa: S105 - a path
     """Holds the bearer token; mode 0600."""
     state_dir: str = "/var/lib/ironcd"
     """disks/, seeds/, ledger/, desired.json"""

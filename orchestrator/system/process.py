@@ -7,13 +7,13 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from orchestrator.core.errors import SystemError_
+from orchestrator.core.errors import OperationalError
 
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class CommandFailed(SystemError_):
+class CommandFailed(OperationalError):
     """A program ended with a status other than 0, or couldn't be started."""
 
     def __init__(self, argv: Sequence[str], status: int, output: str) -> None:
