@@ -363,3 +363,12 @@ def _ticked(at: _At, _event: Ticked) -> Runner | str:
 @_on(OutagePassed, "WANTED", *_IDLE)
 def _outage_passed(at: _At, event: OutagePassed) -> Runner | str:
     return at.keep(deadline=at.runner.deadline + max(0.0, event.seconds))
+
+
+def mermaid() -> str:
+    """The phases and what moves a runner between them, as a Mermaid state diagram."""
+    together: dict[tuple[Phase, Phase], list[str]] = {}
+    for source, event, target in MOVES:
+        together.setdefault((source, target), []).append(event)
+    arrows = [f"    {source} --> {target}: {', '.join(events)}" for (source, target), events in together.items()]
+    return "\n".join(["stateDiagram-v2", "    [*] --> WANTED", *arrows, "    GONE --> [*]"]) + "\n"
