@@ -1,0 +1,153 @@
+"""What a look wants written, gathered and then written at once: either all of it stands in Redis, or nothing does.
+
+An inbox entry is taken out in the very write that records its effects, so a crash at any moment loses no delivery and
+repeats none that isn't harmless.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestrator.control.records import JobRecord, RunnerRecord, Sum
+from orchestrator.core.inbox import Keys
+from orchestrator.core.policy import Policy
+from orchestrator.core.wire import Desired
+
+Part = str | bytes | int | float
+FOREIGN_FOR_S = 3600
+PHASE_BUCKETS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Names(Keys, frozen=True):
+    """Names in Redis that only the control plane uses."""
+
+    @property
+    def jobs(self) -> str:
+        return self.prefix + "jobs"
+
+    @property
+    def done(self) -> str:
+        return self.prefix + "jobs:done"
+
+    @property
+    def done_at(self) -> str:
+        return self.prefix + "jobs:done:at"
+
+    @property
+    def runners(self) -> str:
+        return self.prefix + "runners"
+
+    @property
+    def gone(self) -> str:
+        return self.prefix + "runners:gone"
+
+    @property
+    def gone_at(self) -> str:
+        return self.prefix + "runners:gone:at"
+
+    @property
+    def sightings(self) -> str:
+        return self.prefix + "sightings"
+
+    @property
+    def desired(self) -> str:
+        return self.prefix + "desired"
+
+    @property
+    def sums(self) -> str:
+        return self.prefix + "desired:sums"
+
+    @property
+    def wake(self) -> str:
+        """Channel; a message is the name of a host with a new `Desired`."""
+        return self.prefix + "wake"
+
+    @property
+    def policies(self) -> str:
+        return self.prefix + "policies"
+
+    @property
+    def jit(self) -> str:
+        return self.prefix + "jit:"
+
+    @property
+    def lease(self) -> str:
+        return self.prefix + "lease"
+
+    @property
+    def fence(self) -> str:
+        return self.prefix + "fence"
+
+    @property
+    def known(self) -> str:
+        return self.prefix + "known"
+
+
+class Changes:
+    """Writes to come.  ``operations`` are Redis commands, in order."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self.operations: list[tuple[Part, ...]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.operations)
+
+    def put_job(self, record: JobRecord) -> None:
+        self._add("HSET", self._names.jobs, record.job.id, _encode(record))
+
+    def finish_job(self, record: JobRecord) -> None:
+        self._add("HDEL", self._names.jobs, record.job.id)
+        self._add("HSET", self._names.done, record.job.id, _encode(record))
+        self._add("ZADD", self._names.done_at, record.over_at, record.job.id)
+
+    def put_runner(self, record: RunnerRecord) -> None:
+        self._add("HSET", self._names.runners, record.id, _encode(record))
+
+    def finish_runner(self, record: RunnerRecord) -> None:
+        self._add("HDEL", self._names.runners, record.id)
+        self._add("HSET", self._names.gone, record.id, _encode(record))
+        self._add("ZADD", self._names.gone_at, record.life.since, record.id)
+        self.drop_jit(record.id)
+
+    def put_policy(self, policy: Policy) -> None:
+        self._add("HSET", self._names.policies, policy.digest, _encode(policy))
+
+    def put_jit(self, runner: str, sealed: bytes, lasts_s: int) -> None:
+        self._add("SET", self._names.jit + runner, sealed, "EX", lasts_s)
+
+    def drop_jit(self, runner: str) -> None:
+        self._add("DEL", self._names.jit + runner)
+
+    def put_desired(self, desired: Desired, digest: str) -> None:
+        self._add("HSET", self._names.desired, desired.host, _encode(desired))
+        self._add("HSET", self._names.sums, desired.host, _encode(Sum(desired.generation, digest)))
+        self._add("PUBLISH", self._names.wake, desired.host)
+
+    def take_out(self, entry: str) -> None:
+        self._add("XDEL", self._names.inbox, entry)
+
+    def put_foreign(self, installation: int) -> None:
+        self._add("SET", f"{self._names.foreign}{installation}", 1, "EX", FOREIGN_FOR_S)
+
+    def forget_foreign(self, installation: int) -> None:
+        self._add("DEL", f"{self._names.foreign}{installation}")
+
+    def count(self, counter: str, by: int = 1) -> None:
+        self._add("HINCRBY", self._names.counters, counter, by)
+
+    def observe_phase(self, phase: str, seconds: float) -> None:
+        """Into the histogram of phase durations, kept in the counters so that it outlives the process."""
+        for bucket in PHASE_BUCKETS_S:
+            if seconds <= bucket:
+                self.count(f"phase_seconds_bucket{{phase={phase},le={bucket}}}")
+        self.count(f"phase_seconds_count{{phase={phase}}}")
+        self._add("HINCRBYFLOAT", self._names.counters, f"phase_seconds_sum{{phase={phase}}}", f"{seconds:.3f}")
+
+    def set_known(self) -> None:
+        self._add("SET", self._names.known, 1)
+
+    def _add(self, *operation: Part) -> None:
+        self.operations.append(operation)

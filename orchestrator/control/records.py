@@ -1,0 +1,113 @@
+"""What the control plane remembers of jobs, runners and hosts, beside what core's own types hold.
+
+All of it can be found again: from GitHub (jobs, registrations) and from the hosts (machines, marks, proof).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestrator.core.flow import Identity
+from orchestrator.core.inbox import Delivery
+from orchestrator.core.job import Job, Moment
+from orchestrator.core.names import names_of
+from orchestrator.core.runner import Runner
+from orchestrator.core.wire import Failure, Observed, Proof
+
+STORY_LIMIT = 100
+
+
+class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    job: Job
+    runners: tuple[str, ...] = ()
+    """ULIDs of all runners that were made for it or had it, oldest first."""
+    not_before: float = 0.0
+    """No runner is made for it earlier."""
+    checked_at: float = 0.0
+    """When GitHub was last asked about it."""
+    status: str = ""
+    """What its commit status says: ``failure`` with the reason, or empty."""
+    over_at: float = 0.0
+    permanent: str = ""
+    """Why no runner is made for it any more, ever; for a person to read."""
+
+
+class RunnerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    life: Runner
+    identity: Identity
+    policy: str
+    """Digest of the policy that its host is told to have in force."""
+    generation: int = 1
+    bound: bool = False
+    """The policy is its job's; its host is told so."""
+    refused: str = ""
+    """Why its job gets no policy; the guest fails the job with it."""
+    marks: dict[str, float] = {}
+    failure: Failure | None = None
+    proof: Proof | None = None
+    exit_code: int | None = None
+    tries: int = 0
+    """At GitHub, for the order that it is owed; 0 once one succeeded."""
+    not_before: float = 0.0
+    checked_at: float = 0.0
+    waiting: str = ""
+    """What it waits for, for a person to read."""
+    story: tuple[Moment, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.life.id
+
+    @property
+    def name(self) -> str:
+        """Of the runner at GitHub."""
+        return names_of(self.life.id).runner
+
+    def tell(self, at: float, what: str, detail: str = "") -> RunnerRecord:
+        """With one more line in its story; a line that says the same as the one before it is left out."""
+        if self.story and (self.story[-1].what, self.story[-1].detail) == (what, detail):
+            return self
+        return msgspec.structs.replace(self, story=(*self.story, Moment(at, what, detail))[-STORY_LIMIT:])
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """What a host reported, and when we heard it by our own clock."""
+
+    at: float
+    observed: Observed
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One entry of the inbox; it stays there until its effects are recorded."""
+
+    id: str
+    delivery: Delivery | None
+    """None where it can't be read: written by another version, or damaged."""
+
+
+class Sum(msgspec.Struct, frozen=True):
+    """Which `Desired` a host has: its generation, and a digest of all else in it."""
+
+    generation: int
+    digest: str
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything that one look starts from, read at one moment."""
+
+    jobs: dict[int, JobRecord]
+    """Not over, or over with a runner not yet gone."""
+    runners: dict[str, RunnerRecord]
+    """Not GONE."""
+    sightings: dict[str, Sighting]
+    sums: dict[str, Sum]
+    inbox: tuple[Entry, ...]
+    known: bool
+    """False in an empty Redis: what was there must be found again."""
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """One line of the archive: a job that is over, with the runners that it had."""
+
+    job: JobRecord
+    runners: tuple[RunnerRecord, ...]
