@@ -24,11 +24,17 @@ class MachineClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     vcpus: int = 2
+    """Virtual processors; a host never gives out more than it has."""
     memory_mib: int = 4096
+    """Memory, in MiB."""
     disk_gib: int = 20
+    """Size of the disk, in GiB; it grows as it is written."""
     gpus: int = 0
+    """Whole GPUs, handed through to the machine."""
     lifetime_s: int = 6 * 3600
+    """Seconds from the start of its job after which the machine is ended, whatever it does."""
     image: str = "default"
+    """Name of the image that its disk starts from: `ironcd image list`."""
 
 
 class Capacity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     """Of this host, as the control plane knows it."""
     control_url: str = "http://127.0.0.1:8470"
+    """Where the agent finds the control plane; between machines ``https://``."""
     token_file: str = "/etc/ironcd/host-token"  # noqa: S105 - a path
     """Holds the bearer token; mode 0600."""
     state_dir: str = "/var/lib/ironcd"
@@ -24,7 +25,9 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: str = "/run/ironcd"
     """links/, channels/, gateway.sock"""
     libvirt_uri: str = "qemu:///system"
+    """Of libvirt's QEMU driver on this host."""
     accelerator: Accelerator = "auto"
+    """``auto`` tries a real guest under KVM and falls back to emulation where `allow_emulation` is set."""
     allow_emulation: bool = False
     """Without it a host whose guests can't start under KVM refuses jobs."""
     netns: str = "ironcd"
@@ -38,12 +41,22 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guest_ca_files: tuple[str, ...] = ()
     """PEM files that every guest trusts on top of Debian's (GitHub Enterprise Server, a company's proxy)."""
     tls_port: int = 10443
+    """The gateway's port for TLS, inside `netns`."""
     tcp_port: int = 10022
+    """The gateway's port for connections to ranges that a policy opens, inside `netns`."""
     dns_port: int = 10053
+    """The resolver's port, inside `netns`."""
     nflog_group: int = 5
+    """The kernel's log group that drops are read from."""
     hello_timeout_s: float = 10.0
+    """How long a client may take to send a whole ClientHello, in seconds."""
     idle_timeout_s: float = 3600.0
+    """A connection on which nothing moved for so many seconds is closed."""
     reserve_vcpus: int = 0
+    """Processors kept back from VMs, for the host itself."""
     reserve_memory_mib: int = 2048
+    """Memory kept back from VMs, in MiB."""
     reserve_disk_gib: int = 5
+    """Disk kept back from VMs, in GiB."""
     block_when_ledger_full: bool = True
+    """With no room for the record, block; without this, let through what can't be recorded."""

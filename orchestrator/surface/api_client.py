@@ -1,0 +1,72 @@
+"""The ``ironcd`` command's way to the control plane: its admin API, with the admin's token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from orchestrator.core.errors import ConfigurationError, OperationalError, UserError
+from orchestrator.surface.settings import Settings, read_secret
+
+
+class ApiClient:
+    """Reads ``/api/v1``.  Errors are IronCDErrors: unreachable, not permitted, not found."""
+
+    def __init__(self, base_url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.base_url = base_url
+        self._client = httpx.Client(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(10.0, read=60.0),
+            transport=transport,
+            trust_env=False,
+        )
+
+    @classmethod
+    def of(cls, settings: Settings) -> ApiClient:
+        control = settings.control
+        url = control.url or f"http://{control.listen}"
+        return cls(url, read_secret(control.admin_token_file, "control.admin_token_file"))
+
+    def get(self, path: str, params: Mapping[str, str | int | float | None] | None = None) -> Any:
+        """The JSON at ``path`` (below ``/api/v1/``).  Parameters that are None are left out."""
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        try:
+            response = self._client.get(f"/api/v1/{path}", params=given)
+        except httpx.HTTPError as error:
+            raise OperationalError(
+                f"the control plane at {self.base_url} does not answer ({type(error).__name__})",
+                code="control-unreachable",
+                remedy="Start it with `ironcd up`, or set control.url to where it runs.",
+            ) from error
+        return self._judged(response, path)
+
+    def _judged(self, response: httpx.Response, path: str) -> Any:
+        if response.is_success:
+            return response.json()
+        if response.status_code in (401, 403):
+            raise ConfigurationError(
+                f"the control plane at {self.base_url} refused the admin token",
+                code="control-refused",
+                remedy="Let control.admin_token_file hold the token that the control plane was started with.",
+            )
+        if response.status_code == 404:
+            raise UserError(
+                f"there is no {path.replace('/', ' ')}", code="not-found", remedy="List what there is, and look again."
+            )
+        said = _words(response)
+        raise OperationalError(
+            f"the control plane answered {response.status_code}{said}",
+            code="control-failed",
+            remedy="Read the control plane's log.",
+        )
+
+
+def _words(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return ""
+    return f": {body['error']}" if isinstance(body, dict) and "error" in body else ""

@@ -1,0 +1,66 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.surface.cli import audit, demo, egress, hosts, image, jobs, runners, service
+from orchestrator.surface.cli.options import GLOBAL
+
+app = typer.Typer(
+    name="ironcd",
+    help="Ephemeral KVM virtual machines for GitHub Actions jobs, each behind an egress wall of its own.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration file. Default: $IRONCD_CONFIG, or /etc/ironcd/ironcd.toml where it exists."),
+    ] = None,
+) -> None:
+    GLOBAL.config = config
+
+
+@app.command()
+def version(
+    *,
+    short: Annotated[bool, typer.Option("--short", help="The number alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Print the version of IronCD, and of what it stands on.
+
+    Example: [bold]ironcd version --json[/bold]
+    """
+    number = metadata.version("ironcd")
+    if short:
+        typer.echo(number)
+        return
+    parts = {"ironcd": number, "python": sys.version.split()[0]}
+    parts |= {name: metadata.version(name) for name in ("githubkit", "rq", "redis", "libvirt-python")}
+    if as_json:
+        from orchestrator.surface.cli.terminal import print_json
+
+        print_json(parts)
+    else:
+        typer.echo("\n".join(f"{name} {value}" for name, value in parts.items()))
+
+
+service.register(app)
+demo.register(app)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(runners.app, name="runners")
+app.add_typer(hosts.app, name="hosts")
+app.add_typer(audit.app, name="audit")
+app.add_typer(egress.app, name="egress")
+app.add_typer(image.app, name="image")

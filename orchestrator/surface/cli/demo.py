@@ -1,0 +1,31 @@
+"""``ironcd demo``: one job end to end on a real virtual machine, against the simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)
+
+
+def demo(
+    *,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=50, help="How many jobs; as many at once as the machine has room for.")
+    ] = 1,
+    output: Annotated[Path, typer.Option(help="Where the record goes.")] = Path("build/demo.json"),
+    keep_logs: Annotated[bool, typer.Option("--keep-logs", help="Keep the logs of a run that went well, too.")] = False,
+) -> None:
+    """Run a whole job: a simulated GitHub, a real virtual machine, the egress wall, and proof of destruction.
+
+    Needs root. Makes network namespaces and a virtual machine of its own, and removes them, however it ends.
+
+    Example: [bold]ironcd demo --jobs 5[/bold]
+    """
+    from orchestrator.surface.demo.run import run_demo
+
+    raise typer.Exit(run_demo(jobs=jobs, output=output, keep_logs=keep_logs))

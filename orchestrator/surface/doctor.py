@@ -1,0 +1,207 @@
+"""Is this machine fit for IronCD?  Each check looks at the thing itself and says what to do where it isn't well.
+
+A check is a function from the settings to a `Finding`; one that raises has failed, with the error's own words.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from orchestrator.core.errors import IronCDError
+from orchestrator.surface.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
+
+State = Literal["ok", "warn", "fail"]
+
+_PROGRAMS = ("ip", "qemu-img", "qemu-system-x86_64", "virsh", "mmdebstrap", "mke2fs", "setpriv")
+_DISK_FAIL_GIB = 5
+_DISK_WARN_GIB = 20
+_SKEW_WARN_S = 5
+_SKEW_FAIL_S = 60
+
+
+class Finding(msgspec.Struct, frozen=True):
+    check: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+Check = Callable[[Settings], tuple[State, str, str]]
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Run every check; none stops another."""
+    return [_run(name, check, settings) for name, check in CHECKS.items()]
+
+
+def _run(name: str, check: Check, settings: Settings) -> Finding:
+    try:
+        return Finding(name, *check(settings))
+    except IronCDError as error:
+        return Finding(name, "fail", error.message, error.remedy)
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is what the person needs to hear
+        return Finding(name, "fail", f"{type(error).__name__}: {error}", "See the line before; report it if unclear.")
+
+
+def _root(_settings: Settings) -> tuple[State, str, str]:
+    if os.geteuid() == 0:
+        return "ok", "runs as root", ""
+    return "warn", "doesn't run as root", "Agent and gateway need root; run `ironcd doctor` as root to check them."
+
+
+def _programs(_settings: Settings) -> tuple[State, str, str]:
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if missing:
+        return "fail", "not found: " + ", ".join(missing), "Run `make setup`."
+    return "ok", f"all {len(_PROGRAMS)} found", ""
+
+
+def _nftables(_settings: Settings) -> tuple[State, str, str]:
+    try:
+        import nftables
+    except ImportError:
+        return "fail", "Python's binding of libnftables is missing", "Run `make setup` (package python3-nftables)."
+    nft = nftables.Nftables()
+    nft.set_json_output(True)
+    status, _, error = nft.cmd("list tables")
+    if status != 0:
+        return "fail", f"libnftables: {error.strip()}", "Run as root, on a kernel with nf_tables."
+    return "ok", "libnftables answers", ""
+
+
+def _namespaces(_settings: Settings) -> tuple[State, str, str]:
+    from orchestrator.system import netns
+
+    name = f"icd-doctor-{secrets.token_hex(3)}"
+    try:
+        netns.create(name)
+    finally:
+        netns.delete(name)
+    return "ok", "can be made", ""
+
+
+def _redis(settings: Settings) -> tuple[State, str, str]:
+    import redis
+
+    client = redis.Redis.from_url(settings.redis.url, socket_timeout=5, decode_responses=True)
+    try:
+        client.ping()
+        config = client.config_get("append*")
+    except redis.RedisError as error:
+        if settings.redis.start:
+            return "warn", "not running", "`ironcd up` starts it (redis.start = true)."
+        return "fail", f"{settings.redis.url.split('@')[-1]}: {error}", "Start Redis, or mend redis.url."
+    finally:
+        client.close()
+    if config.get("appendonly") != "yes":
+        return "fail", "its append-only file is off", "Set `appendonly yes`: accepted deliveries must survive a crash."
+    if config.get("appendfsync") != "always":
+        return "warn", "appendonly yes, appendfsync " + str(config.get("appendfsync")), "Set `appendfsync always`."
+    return "ok", "appendonly yes, appendfsync always", ""
+
+
+def _image(settings: Settings) -> tuple[State, str, str]:
+    from orchestrator.surface.images import images_in
+
+    cache = Path(settings.host_settings().cache_dir)
+    names = {image.name for image in images_in(cache)}
+    wanted = {machine.image for machine in settings.machine_classes().values()}
+    if wanted - names:
+        return "fail", "missing: " + ", ".join(sorted(wanted - names)), "Run `ironcd image build`."
+    return "ok", ", ".join(sorted(wanted)), ""
+
+
+def _secret_files(settings: Settings) -> tuple[State, str, str]:
+    host = settings.host_settings()
+    paths = [settings.github.private_key_file, *settings.github.webhook_secret_files, settings.control.admin_token_file]
+    paths += [Path(host.token_file), *settings.control.host_token_files.values()]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        return "fail", "missing: " + ", ".join(missing), "docs/operations/install.md says how to make each."
+    readable = [str(path) for path in paths if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if readable:
+        return "warn", "readable by others: " + ", ".join(readable), "chmod 0600 them."
+    return "ok", f"{len(paths)} there, mode 0600", ""
+
+
+def _github(settings: Settings) -> tuple[State, str, str]:
+    response = _ask_github(settings)
+    if response.status_code != 200:
+        return (
+            "fail",
+            f"{settings.github.api_url}/app answered {response.status_code} to the App's JWT",
+            "Mend github.app_id and github.private_key_file: they must belong to one App.",
+        )
+    return "ok", f"App {response.json().get('slug', '')!r}, id {response.json().get('id')}", ""
+
+
+def _clock(settings: Settings) -> tuple[State, str, str]:
+    response = _ask_github(settings)
+    if "date" not in response.headers:
+        return "warn", "GitHub's answer has no date", "Compare the clock by hand."
+    skew = abs(time.time() - parsedate_to_datetime(response.headers["date"]).timestamp())
+    if skew > _SKEW_FAIL_S:
+        return "fail", f"{skew:.0f} s off GitHub's", "Run an NTP client: GitHub refuses JWTs from another time."
+    if skew > _SKEW_WARN_S:
+        return "warn", f"{skew:.0f} s off GitHub's", "Run an NTP client."
+    return "ok", f"within {_SKEW_WARN_S} s of GitHub's", ""
+
+
+def _ask_github(settings: Settings) -> httpx.Response:
+    import httpx
+    import jwt
+
+    from orchestrator.surface.settings import read_secret
+
+    now = int(time.time())
+    key = read_secret(settings.github.private_key_file, "github.private_key_file")
+    token = jwt.encode({"iat": now - 60, "exp": now + 300, "iss": str(settings.github.app_id)}, key, algorithm="RS256")
+    headers = {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json"}
+    try:
+        return httpx.get(f"{settings.github.api_url}/app", headers=headers, timeout=10)
+    except httpx.HTTPError as error:
+        raise IronCDError(
+            f"{settings.github.api_url} can't be reached ({type(error).__name__})",
+            code="github-unreachable",
+            remedy="See that this machine reaches GitHub's API, and that github.api_url is right.",
+        ) from error
+
+
+def _disk(settings: Settings) -> tuple[State, str, str]:
+    host = settings.host_settings()
+    folder = Path(host.state_dir)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free >> 30
+    if free < _DISK_FAIL_GIB:
+        return "fail", f"{free} GiB free at {folder}", "Make room: a job's disk and the ledger must fit."
+    if free < _DISK_WARN_GIB:
+        return "warn", f"{free} GiB free at {folder}", f"Have at least {_DISK_WARN_GIB} GiB."
+    return "ok", f"{free} GiB free at {folder}", ""
+
+
+CHECKS: dict[str, Check] = {
+    "root": _root,
+    "programs": _programs,
+    "nftables": _nftables,
+    "network namespaces": _namespaces,
+    "Redis": _redis,
+    "image": _image,
+    "secrets": _secret_files,
+    "GitHub App": _github,
+    "clock": _clock,
+    "disk": _disk,
+}

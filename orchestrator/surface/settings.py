@@ -1,0 +1,273 @@
+"""IronCD's configuration: one TOML file, and the environment over it.
+
+Order: ``IRONCD_<SECTION>__<KEY>`` in the environment, then the file, then the default.  The file is the one that was
+named (``--config`` or ``IRONCD_CONFIG``), or ``/etc/ironcd/ironcd.toml`` where that exists.
+
+Rules:
+
+* An unknown key is an error, in the file and in the environment: a typing error must not open or close anything silently.
+* Secrets stand neither in the file nor in the environment, which every child inherits: each has a file of its own
+  (``..._file``).
+* The sections that core describes (``[host]``, ``[classes.NAME]``) are made from core's own types: one list of keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from orchestrator.core.errors import ConfigurationError
+from orchestrator.core.machine import OUR_LABEL, MachineClass
+from orchestrator.core.settings import HostSettings
+
+DEFAULT_FILE = Path("/etc/ironcd/ironcd.toml")
+PREFIX = "IRONCD_"
+_NOT_SETTINGS = frozenset({"IRONCD_CONFIG", "IRONCD_DEBUG"})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def section_of(struct: type[msgspec.Struct], *, without: frozenset[str] = frozenset()) -> type[Section]:
+    """A section with the keys, types and defaults of one of core's types."""
+    fields: dict[str, Any] = {}
+    for field in msgspec.structs.fields(struct):
+        if field.name in without:
+            continue
+        if field.default is not msgspec.NODEFAULT:
+            default = field.default
+        elif field.default_factory is not msgspec.NODEFAULT:
+            default = Field(default_factory=field.default_factory)
+        else:
+            default = ...
+        fields[field.name] = (field.type, default)
+    return create_model(f"{struct.__name__}Section", __base__=Section, **fields)
+
+
+if TYPE_CHECKING:
+
+    class HostSection(Section):
+        name: str = ""
+
+    class ClassSection(Section):
+        pass
+
+else:
+    HostSection = section_of(HostSettings)
+    ClassSection = section_of(MachineClass, without=frozenset({"name"}))
+
+
+class GitHubSection(Section):
+    app_id: int = 0
+    """Of the GitHub App."""
+    private_key_file: Path = Path("/etc/ironcd/app.pem")
+    """The App's private key (PEM), mode 0600."""
+    webhook_secret_files: tuple[Path, ...] = (Path("/etc/ironcd/webhook-secret"),)
+    """One file a secret.  A delivery signed with any of them is accepted: list the old and the new one to rotate."""
+    api_url: str = "https://api.github.com"
+    """Of GitHub's REST API; for GitHub Enterprise Server ``https://HOST/api/v3``."""
+    runner_group_id: int = Field(default=1, ge=1)
+    """The organisation's runner group that runners are registered in."""
+
+
+class ControlSection(Section):
+    listen: str = "127.0.0.1:8470"
+    """``address:port`` of the control API, which takes the webhooks too.  Put a TLS proxy in front of it."""
+    admin_token_file: Path = Path("/etc/ironcd/admin-token")
+    """Bearer token of the admin API, which the ``ironcd`` command uses too."""
+    host_token_files: dict[str, Path] = {}
+    """Host name to the file with its bearer token.  Empty: this machine's ``host.name`` and ``host.token_file``."""
+    url: str = ""
+    """Where the ``ironcd`` command finds the control API; empty for ``listen``."""
+
+
+class RedisSection(Section):
+    url: str = "unix:///run/ironcd/redis.sock"
+    """``redis://``, ``rediss://`` or ``unix://``.  Its append-only file must be on."""
+    start: bool = True
+    """``ironcd up`` starts a Redis of its own at ``url``, with every write flushed to disk."""
+
+
+class PolicySection(Section):
+    organisation_file: Path | None = None
+    """The policy above every repository's own; see `docs/reference/policy.md`.  None: GitHub's hosts only."""
+
+
+class LogSection(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe lines that are written."""
+    folder: Path | None = None
+    """``ironcd up`` writes one file a process here; None for standard error."""
+
+
+class Settings(BaseSettings):
+    """The whole configuration.  Made with `load`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+    )
+
+    github: GitHubSection = GitHubSection()
+    control: ControlSection = ControlSection()
+    redis: RedisSection = RedisSection()
+    host: HostSection = Field(default_factory=lambda: HostSection(name=os.uname().nodename))
+    classes: dict[str, ClassSection] = {}
+    policy: PolicySection = PolicySection()
+    log: LogSection = LogSection()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over what `load` read from the file; no other source."""
+        del dotenv_settings, file_secret_settings
+        file = init_settings.init_kwargs if isinstance(init_settings, InitSettingsSource) else {}
+        return env_settings, InitSettingsSource(settings_cls, init_kwargs=file)
+
+    def host_settings(self) -> HostSettings:
+        return msgspec.convert(self.host.model_dump(), HostSettings)
+
+    def machine_classes(self) -> dict[str, MachineClass]:
+        """By label.  The default class is there even where the file names none."""
+        classes = {OUR_LABEL: MachineClass(name=OUR_LABEL)}
+        for name, section in self.classes.items():
+            label = name if name == OUR_LABEL or name.startswith(OUR_LABEL + "-") else f"{OUR_LABEL}-{name}"
+            label = OUR_LABEL if name == "default" else label
+            classes[label] = msgspec.convert({**section.model_dump(), "name": label}, MachineClass)
+        return classes
+
+
+def config_file(named: Path | None) -> Path | None:
+    """The file to read: ``named``, or ``IRONCD_CONFIG``, or the default one where it exists."""
+    if named is not None:
+        return named
+    from_env = os.environ.get("IRONCD_CONFIG")
+    if from_env:
+        return Path(from_env)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load(named: Path | None = None) -> Settings:
+    """Read the configuration.  Raises ConfigurationError, which names the file or variable, the key, and what to do."""
+    path = config_file(named)
+    data = _read(path) if path is not None else {}
+    source = str(path) if path is not None else "the environment"
+    _refuse_unknown_variables(os.environ)
+    try:
+        host = {"name": os.uname().nodename, **_table(data, "host")}
+        return Settings(**{**data, "host": host})
+    except ValidationError as error:
+        raise _readable(error, source) from None
+
+
+def read_secret(path: Path, what: str) -> str:
+    """The secret in ``path``, without the newline at its end."""
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{what}: cannot read {path} ({error.strerror})",
+            code="secret-unreadable",
+            remedy=f"Put the secret into {path}, mode 0600, readable by the user that runs IronCD.",
+        ) from error
+    if not secret:
+        raise ConfigurationError(
+            f"{what}: {path} is empty", code="secret-unreadable", remedy=f"Put the secret into {path}."
+        )
+    return secret
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}",
+            code="config-unreadable",
+            remedy="Name another file with --config, or put one there: docs/reference/configuration.md lists its keys.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{path}: {error}", code="config-invalid", remedy="Mend the file: it must be TOML in UTF-8."
+        ) from error
+
+
+def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key, {})
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = set(variables())
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name in known:
+            continue
+        if name.startswith((f"{PREFIX}CLASSES__", f"{PREFIX}CONTROL__HOST_TOKEN_FILES__")):
+            continue
+        raise ConfigurationError(
+            f"environment variable {name}: no setting has this name",
+            code="config-unknown-key",
+            remedy=_nearest(name, known) or "docs/reference/configuration.md lists the settings.",
+        )
+
+
+def variables() -> dict[str, str]:
+    """Each environment variable that sets a key, to the key (``section.key``).  Classes are open-ended and not listed."""
+    found: dict[str, str] = {}
+    for section, field in Settings.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            for key in annotation.model_fields:
+                found[f"{PREFIX}{section.upper()}__{key.upper()}"] = f"{section}.{key}"
+    return found
+
+
+def _nearest(word: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
+def _keys_at(location: tuple[int | str, ...]) -> set[str]:
+    """The keys that may stand where the last part of ``location`` stands."""
+    if len(location) < 2:
+        return set(Settings.model_fields)
+    if location[0] == "classes":
+        return set(ClassSection.model_fields)
+    field = Settings.model_fields.get(str(location[0]))
+    annotation = field.annotation if field is not None else None
+    return set(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else set()
+
+
+def _readable(error: ValidationError, source: str) -> ConfigurationError:
+    """The first mistake in words.  Never shows a value: it could be a secret."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(location)
+        remedy = _nearest(str(location[-1]), known) or f"Known here: {', '.join(sorted(known))}."
+        return ConfigurationError(f"{source}: {key}: no such key", code="config-unknown-key", remedy=remedy)
+    return ConfigurationError(
+        f"{source}: {key}: {first['msg'][:1].lower()}{first['msg'][1:]}",
+        code="config-invalid",
+        remedy="docs/reference/configuration.md lists each key with its type and default.",
+    )
