@@ -3,7 +3,8 @@
 IronCDError
 ├── UserError           what was asked for can't be done as asked (exit status 2)
 │   ├── ConfigurationError
-│   └── PolicyError     a policy file was refused; has line and column
+│   ├── PolicyError     one thing in a policy file was refused; has line and column
+│   └── PolicyErrors    all that is wrong in a policy file
 └── OperationalError    the machine or a service stands in the way (exit status 1)
     ├── GitHubError     GitHub refused, or can't be reached
     ├── HostError       libvirt, nftables, the image or the disk
@@ -13,6 +14,8 @@ The CLI, the API and the record of a job show the same three fields.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 DOCS = "docs/operations/errors.md"
 
@@ -52,6 +55,26 @@ class PolicyError(UserError):
         self.source = source
         self.line = line
         self.column = column
+
+
+class PolicyErrors(UserError):
+    """All that is wrong with a policy, in the order of its lines: each a `PolicyError` with its own remedy."""
+
+    def __init__(self, errors: Iterable[PolicyError]) -> None:
+        self.errors = tuple(sorted(errors, key=lambda e: (e.source, e.line, e.column)))
+        if not self.errors:
+            raise ValueError("no errors to report")
+        lines = [f"{error.message}\n  {error.remedy}" for error in self.errors]
+        one = len(self.errors) == 1
+        super().__init__(
+            self.errors[0].message if one else "\n".join(lines),
+            code="policy-invalid",
+            remedy=self.errors[0].remedy if one else f"correct these {len(self.errors)} places; each says how",
+        )
+
+    def as_list(self) -> list[dict[str, str | int]]:
+        """One entry for each error, for programs: source, line and column beside what `as_dict` has."""
+        return [{**e.as_dict(), "source": e.source, "line": e.line, "column": e.column} for e in self.errors]
 
 
 class OperationalError(IronCDError):

@@ -78,6 +78,16 @@ def floor_verdict(address: str, *, own: Iterable[str] = (), private: Iterable[st
     return why
 
 
+def floor_parts(net: IPv4Network) -> tuple[tuple[IPv4Network, str], ...]:
+    """The parts of the floor that ``net`` touches, each with its reason."""
+    return tuple((part, why) for part, why in _V4 if part.overlaps(net))
+
+
+def is_liftable(net: IPv4Network) -> bool:
+    """True where all of ``net`` is a private or shared range, which a ``private:`` entry can lift off the floor."""
+    return any(net.subnet_of(part) for part, why in _V4 if why in _LIFTABLE)
+
+
 def _embedded(ip: IPv6Address) -> IPv4Address | None:
     packed = ip.packed
     inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
