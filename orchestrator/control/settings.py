@@ -55,9 +55,7 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: dict[str, MachineClass] = {OUR_LABEL: MachineClass(name=OUR_LABEL)}
     """By label; ``ironcd`` is the default one."""
     organisation_policy_file: str = ""
-    """The policy above every repository's; empty for GitHub's hosts only."""
-    default_policy_file: str = ""
-    """In force for a repository that has no policy file; empty: its jobs are refused."""
+    """The policy above every repository's; empty: each repository must have its own."""
     deadlines: Deadlines = Deadlines()
     pace: Pace = Pace()
     finished_kept: int = 10_000

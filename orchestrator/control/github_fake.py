@@ -1,0 +1,167 @@
+"""A GitHub in memory, with the answers of the real one: names are unique, a busy runner can't be deleted, 404 is None.
+
+It ships beside `orchestrator.control.github_kit` so that whoever tests what uses the port needs no patching.  ``trouble``
+is called before and after each call takes effect and may raise: an answer lost after the deed is as real as a refusal.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from orchestrator.control.github import (
+    CommitState,
+    GitHubRunner,
+    Installation,
+    Missing,
+    NameTaken,
+    PolicyText,
+    Registration,
+    Removal,
+    RunnerScope,
+)
+from orchestrator.core.job import Job
+
+When = Literal["before", "after"]
+
+
+class FakeGitHub:
+    def __init__(self, *, trouble: Callable[[str, When], None] = lambda _call, _when: None) -> None:
+        self.trouble = trouble
+        self.runners: dict[tuple[str, int], GitHubRunner] = {}
+        """By account (organisation or repository) and id."""
+        self.jobs: dict[int, Job] = {}
+        self.files: dict[tuple[str, str], bytes] = {}
+        """By repository and path."""
+        self.statuses: list[tuple[str, str, CommitState, str]] = []
+        """Repository, commit, state, description."""
+        self.apps: dict[int, Installation] = {}
+        self.calls: list[str] = []
+        self._ids = itertools.count(1)
+
+    async def close(self) -> None:
+        pass
+
+    async def generate_jit(self, scope: RunnerScope, name: str, labels: tuple[str, ...]) -> Registration:
+        with self._call("generate_jit"):
+            self._known(scope.installation)
+            if self._by_name(scope, name) is not None:
+                raise NameTaken(name)
+            github_id = next(self._ids)
+            self.runners[scope.account, github_id] = GitHubRunner(
+                github_id, name, online=False, busy=False, labels=labels
+            )
+            jit = base64.b64encode(f'{{".runner":"{name}/{github_id}"}}'.encode()).decode()
+        return Registration(github_id, jit)
+
+    async def find_runner(self, scope: RunnerScope, name: str) -> GitHubRunner | None:
+        with self._call("find_runner"):
+            return self._by_name(scope, name)
+
+    async def get_runner(self, scope: RunnerScope, github_id: int) -> GitHubRunner | None:
+        with self._call("get_runner"):
+            return self.runners.get((scope.account, github_id))
+
+    async def delete_runner(self, scope: RunnerScope, github_id: int) -> Removal:
+        with self._call("delete_runner"):
+            runner = self.runners.get((scope.account, github_id))
+            if runner is None:
+                return "absent"
+            if runner.busy:
+                return "busy"
+            del self.runners[scope.account, github_id]
+            return "deleted"
+
+    async def get_job(self, installation: int, repo: str, job_id: int) -> Job | None:
+        with self._call("get_job"):
+            self._known(installation)
+            job = self.jobs.get(job_id)
+            return job if job is not None and job.repo == repo else None
+
+    async def run_jobs(self, installation: int, repo: str, run_id: int, attempt: int) -> list[Job]:
+        with self._call("run_jobs"):
+            self._known(installation)
+            wanted = (repo, run_id, attempt)
+            return [job for job in self.jobs.values() if (job.repo, job.run_id, job.attempt) == wanted]
+
+    async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
+        with self._call("queued_jobs"):
+            self._known(installation)
+            return [job for job in self.jobs.values() if job.repo == repo and not job.over]
+
+    async def set_commit_status(
+        self, installation: int, repo: str, sha: str, *, state: CommitState, context: str, description: str
+    ) -> None:
+        del context
+        with self._call("set_commit_status"):
+            self._known(installation)
+            self.statuses.append((repo, sha, state, description))
+
+    async def read_file(self, installation: int, repo: str, path: str) -> PolicyText | None:
+        with self._call("read_file"):
+            self._known(installation)
+            text = self.files.get((repo, path))
+            return None if text is None else PolicyText(text, f"https://github.example/{repo}/blob/HEAD/{path}")
+
+    async def installations(self) -> list[Installation]:
+        with self._call("installations"):
+            return list(self.apps.values())
+
+    async def installation_of(self, repo: str) -> Installation | None:
+        with self._call("installation_of"):
+            owner = repo.partition("/")[0]
+            return next((app for app in self.apps.values() if app.account == owner), None)
+
+    async def repositories(self, installation: int) -> list[str]:
+        with self._call("repositories"):
+            self._known(installation)
+            owner = self.apps[installation].account
+            return sorted({repo for repo, _ in self.files if repo.startswith(owner + "/")})
+
+    # What happens at GitHub
+
+    def give(self, job_id: int, runner_name: str) -> Job:
+        """The runner of that name gets the job."""
+        key, runner = next((key, seen) for key, seen in self.runners.items() if seen.name == runner_name)
+        self.runners[key] = msgspec.structs.replace(runner, online=True, busy=True)
+        self.jobs[job_id] = msgspec.structs.replace(
+            self.jobs[job_id], state="in_progress", runner_id=runner.id, runner_name=runner_name
+        )
+        return self.jobs[job_id]
+
+    def end(self, job_id: int, conclusion: str = "success") -> Job:
+        """The job ends, and an ephemeral runner that had it is gone."""
+        job = self.jobs[job_id] = msgspec.structs.replace(self.jobs[job_id], state="completed", conclusion=conclusion)
+        self.runners = {key: seen for key, seen in self.runners.items() if seen.name != job.runner_name}
+        return job
+
+    def _call(self, name: str) -> _Call:
+        return _Call(self, name)
+
+    def _by_name(self, scope: RunnerScope, name: str) -> GitHubRunner | None:
+        found = (seen for (account, _), seen in self.runners.items() if account == scope.account)
+        return next((runner for runner in found if runner.name == name), None)
+
+    def _known(self, installation: int) -> None:
+        if installation not in self.apps:
+            raise Missing(f"installation {installation}")
+
+
+class _Call:
+    """Trouble before, the deed, trouble after."""
+
+    def __init__(self, github: FakeGitHub, name: str) -> None:
+        self._github = github
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._github.calls.append(self._name)
+        self._github.trouble(self._name, "before")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._github.trouble(self._name, "after")

@@ -1,0 +1,347 @@
+"""GitHub by githubkit.  Answers are read tolerantly: GitHub's own break its schemas now and then.
+
+The POST that registers a runner is sent once: retried blindly, it would come back as "name taken" with the
+configuration lost.  Every other call may be repeated, and whoever made it decides when.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import httpx
+from githubkit import AppAuthStrategy, GitHub, TokenAuthStrategy
+from githubkit.cache import MemCacheStrategy
+from githubkit.exception import GitHubException, RequestError, RequestFailed, RequestTimeout
+
+from orchestrator.control.github import (
+    CommitState,
+    GitHubRunner,
+    Installation,
+    Missing,
+    NameTaken,
+    PolicyText,
+    RateLimited,
+    Refused,
+    Registration,
+    Removal,
+    RunnerScope,
+    Unavailable,
+)
+from orchestrator.control.github_tokens import Token, Tokens
+from orchestrator.control.github_transport import Gauge, Transport
+from orchestrator.core.job import Job, state_of
+
+TIMEOUT_S = 15.0
+SECONDARY_S = 60.0
+PAGES = 10
+
+Client = GitHub[Any]
+Call = Callable[[Client], Awaitable[Any]]
+
+
+class KitGitHub:
+    """One App at one GitHub.  ``transport`` replaces the network (an ASGI application, in tests)."""
+
+    def __init__(
+        self,
+        app_id: int,
+        private_key: str,
+        *,
+        api_url: str = "https://api.github.com",
+        runner_group_id: int = 1,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.gauge = Gauge()
+        self._clock = clock
+        self._group = runner_group_id
+        limits = httpx.Limits(max_connections=32, max_keepalive_connections=16)
+        self._transport = Transport(transport or httpx.AsyncHTTPTransport(limits=limits), self.gauge)
+        self._api_url = api_url
+        self._app = self._client(AppAuthStrategy(app_id, private_key))
+        self._tokens = Tokens(self._fetch_token, clock=clock)
+        self._clients: dict[int, tuple[Token, Client]] = {}
+
+    def _client(self, auth: AppAuthStrategy | TokenAuthStrategy) -> Client:
+        return GitHub(
+            auth,
+            base_url=self._api_url,
+            user_agent="ironcd",
+            timeout=TIMEOUT_S,
+            async_transport=self._transport,
+            cache_strategy=MemCacheStrategy(),
+            http_cache=False,
+            auto_retry=False,
+            rest_api_validate_body=False,
+        )
+
+    async def close(self) -> None:
+        await self._transport.shut()
+
+    # Runners
+
+    async def generate_jit(self, scope: RunnerScope, name: str, labels: tuple[str, ...]) -> Registration:
+        body = {"name": name, "runner_group_id": self._group, "labels": list(labels)}
+        path = f"{_scope_path(scope)}/actions/runners/generate-jitconfig"
+        try:
+            answer = await self._as(scope.installation, lambda client: client.arequest("POST", path, json=body))
+        except _Status as error:
+            if error.status == 409:
+                raise NameTaken(name) from None
+            raise error.failure() from None
+        seen = answer.json()
+        return Registration(int(seen["runner"]["id"]), str(seen["encoded_jit_config"]))
+
+    async def find_runner(self, scope: RunnerScope, name: str) -> GitHubRunner | None:
+        path = f"{_scope_path(scope)}/actions/runners"
+        seen = await self._get(scope.installation, path, {"name": name, "per_page": 100})
+        found = (_runner(item) for item in (seen or {}).get("runners", []))
+        return next((runner for runner in found if runner.name == name), None)
+
+    async def get_runner(self, scope: RunnerScope, github_id: int) -> GitHubRunner | None:
+        seen = await self._get(scope.installation, f"{_scope_path(scope)}/actions/runners/{github_id}")
+        return None if seen is None else _runner(seen)
+
+    async def delete_runner(self, scope: RunnerScope, github_id: int) -> Removal:
+        path = f"{_scope_path(scope)}/actions/runners/{github_id}"
+        try:
+            await self._as(scope.installation, lambda client: client.arequest("DELETE", path))
+        except _Status as error:
+            if error.status == 404:
+                return "absent"
+            if error.status == 422:
+                return "busy"
+            raise error.failure() from None
+        return "deleted"
+
+    # Jobs
+
+    async def get_job(self, installation: int, repo: str, job_id: int) -> Job | None:
+        seen = await self._get(installation, f"/repos/{repo}/actions/jobs/{job_id}")
+        return None if seen is None else _job(seen, installation, repo)
+
+    async def run_jobs(self, installation: int, repo: str, run_id: int, attempt: int) -> list[Job]:
+        path = f"/repos/{repo}/actions/runs/{run_id}/attempts/{attempt}/jobs"
+        return [_job(item, installation, repo) for item in await self._list(installation, path, {}, "jobs")]
+
+    async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
+        runs: set[int] = set()
+        for status in ("queued", "in_progress"):
+            path, query = f"/repos/{repo}/actions/runs", {"status": status}
+            runs |= {int(run["id"]) for run in await self._list(installation, path, query, "workflow_runs")}
+        jobs: list[Job] = []
+        for run in sorted(runs):
+            path, query = f"/repos/{repo}/actions/runs/{run}/jobs", {"filter": "latest"}
+            jobs += [_job(item, installation, repo) for item in await self._list(installation, path, query, "jobs")]
+        return [job for job in jobs if not job.over]
+
+    # Repositories
+
+    async def set_commit_status(
+        self, installation: int, repo: str, sha: str, *, state: CommitState, context: str, description: str
+    ) -> None:
+        body = {"state": state, "context": context, "description": description[:140]}
+        path = f"/repos/{repo}/statuses/{sha}"
+        await self._done(self._as(installation, lambda client: client.arequest("POST", path, json=body)))
+
+    async def read_file(self, installation: int, repo: str, path: str) -> PolicyText | None:
+        seen = await self._get(installation, f"/repos/{repo}/contents/{path}")
+        if seen is None:
+            return None
+        if not isinstance(seen, dict) or seen.get("type") != "file" or seen.get("encoding") != "base64":
+            raise Refused(f"{path} of {repo} isn't a file that can be read")
+        try:
+            text = base64.b64decode(seen["content"])
+        except (KeyError, TypeError, binascii.Error) as error:
+            raise Refused(f"{path} of {repo} has no content that can be read") from error
+        return PolicyText(text, str(seen.get("html_url") or f"{repo}/{path}"))
+
+    # The App
+
+    async def installations(self) -> list[Installation]:
+        found: list[Installation] = []
+        for page in range(1, PAGES + 1):
+            here = await self._installations_page(page)
+            found += here
+            if len(here) < 100:
+                break
+        return found
+
+    async def _installations_page(self, page: int) -> list[Installation]:
+        query = {"per_page": 100, "page": page}
+        call = self._send(self._app, lambda client: client.arequest("GET", "/app/installations", params=query))
+        return [_installation(item) for item in (await self._done(call)).json()]
+
+    async def installation_of(self, repo: str) -> Installation | None:
+        try:
+            answer = await self._send(self._app, lambda client: client.arequest("GET", f"/repos/{repo}/installation"))
+        except _Status as error:
+            if error.status == 404:
+                return None
+            raise error.failure() from None
+        return _installation(answer.json())
+
+    async def repositories(self, installation: int) -> list[str]:
+        items = await self._list(installation, "/installation/repositories", {}, "repositories")
+        return [str(item["full_name"]) for item in items]
+
+    # How a request is made
+
+    async def _get(self, installation: int, path: str, query: dict[str, Any] | None = None) -> Any:
+        """The JSON at ``path``; None where there is nothing."""
+        try:
+            answer = await self._as(installation, lambda client: client.arequest("GET", path, params=query))
+        except _Status as error:
+            if error.status == 404:
+                return None
+            raise error.failure() from None
+        return answer.json()
+
+    async def _list(self, installation: int, path: str, query: dict[str, Any], key: str) -> list[Any]:
+        items: list[Any] = []
+        for page in range(1, PAGES + 1):
+            seen = await self._get(installation, path, {**query, "per_page": 100, "page": page})
+            here = (seen or {}).get(key, [])
+            items += here
+            if len(here) < 100:
+                break
+        return items
+
+    async def _done(self, call: Awaitable[Any]) -> Any:
+        try:
+            return await call
+        except _Status as error:
+            raise error.failure() from None
+
+    async def _as(self, installation: int, call: Call) -> Any:
+        """``call`` as ``installation``; once more with a new token where GitHub doesn't take the one in hand."""
+        for last in (False, True):
+            token, client = await self._of(installation)
+            try:
+                return await self._send(client, call)
+            except _Status as error:
+                if error.status != 401 or last:
+                    raise
+                self._tokens.drop(installation, token)
+        raise AssertionError("unreachable")
+
+    async def _of(self, installation: int) -> tuple[Token, Client]:
+        token = await self._tokens.get(installation)
+        known = self._clients.get(installation)
+        if known is None or known[0] != token:
+            known = self._clients[installation] = (token, self._client(TokenAuthStrategy(token.value)))
+        return known
+
+    async def _fetch_token(self, installation: int) -> tuple[str, str]:
+        path = f"/app/installations/{installation}/access_tokens"
+        answer = await self._done(self._send(self._app, lambda client: client.arequest("POST", path)))
+        seen = answer.json()
+        return str(seen["token"]), str(seen["expires_at"])
+
+    async def _send(self, client: Client, call: Call) -> Any:
+        """The answer.  Raises `_Status` for one that is an error, RateLimited, and Unavailable for none at all."""
+        try:
+            return await call(client)
+        except RequestFailed as error:
+            raise self._sorted(error.response.raw_response) from None
+        except RequestTimeout as error:
+            raise Unavailable(f"no answer to {error.request.method} {error.request.url.path}") from None
+        except RequestError as error:
+            raise Unavailable(f"{type(error.exc).__name__}: {error.exc}") from None
+        except GitHubException as error:
+            raise Unavailable(type(error).__name__) from None
+
+    def _sorted(self, answer: httpx.Response) -> Exception:
+        what = f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {_message(answer)}"
+        if answer.status_code >= 500:
+            return Unavailable(what)
+        if answer.status_code in (403, 429):
+            wait = self._wait(answer)
+            if wait is not None:
+                return RateLimited(what, wait)
+        return _Status(answer.status_code, what)
+
+    def _wait(self, answer: httpx.Response) -> float | None:
+        """Seconds to wait, where the refusal is one of a rate limit.  Some say so in their text only."""
+        after = answer.headers.get("retry-after", "")
+        if after.isdigit():
+            return float(after)
+        if answer.headers.get("x-ratelimit-remaining") == "0":
+            reset = answer.headers.get("x-ratelimit-reset", "")
+            return max(1.0, float(reset) - self._clock()) if reset.isdigit() else SECONDARY_S
+        limited = answer.status_code == 429 or "rate limit" in _message(answer).lower()
+        return SECONDARY_S if limited else None
+
+
+class _Status(Exception):
+    """An answer of 4xx that only the caller can judge."""
+
+    def __init__(self, status: int, what: str) -> None:
+        super().__init__(what)
+        self.status = status
+        self.what = what
+
+    def failure(self) -> Refused | Missing:
+        return Missing(self.what) if self.status == 404 else Refused(self.what)
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        seen = answer.json()
+    except ValueError:
+        return ""
+    return str(seen.get("message", ""))[:300] if isinstance(seen, dict) else ""
+
+
+def _scope_path(scope: RunnerScope) -> str:
+    return f"/orgs/{scope.org}" if scope.org else f"/repos/{scope.repo}"
+
+
+def _runner(seen: dict[str, Any]) -> GitHubRunner:
+    labels = tuple(str(label.get("name", "")) for label in seen.get("labels") or ())
+    return GitHubRunner(
+        int(seen["id"]), str(seen["name"]), seen.get("status") == "online", seen.get("busy") is True, labels
+    )
+
+
+def _installation(seen: dict[str, Any]) -> Installation:
+    account = seen.get("account") or {}
+    kind = seen.get("target_type") or account.get("type")
+    login = str(account.get("login") or "")
+    return Installation(int(seen["id"]), login, kind == "Organization", seen.get("suspended_at") is not None)
+
+
+def _job(seen: dict[str, Any], installation: int, repo: str) -> Job:
+    status = str(seen.get("status") or "")
+    return Job(
+        id=int(seen["id"]),
+        installation=installation,
+        org="",
+        repo=repo,
+        state=state_of(status, status),
+        labels=tuple(str(label) for label in seen.get("labels") or ()),
+        run_id=int(seen.get("run_id") or 0),
+        attempt=int(seen.get("run_attempt") or 1),
+        name=str(seen.get("name") or ""),
+        workflow=str(seen.get("workflow_name") or ""),
+        head_sha=str(seen.get("head_sha") or ""),
+        head_branch=str(seen.get("head_branch") or ""),
+        created_at=_time(seen.get("created_at")),
+        started_at=_time(seen.get("started_at")),
+        completed_at=_time(seen.get("completed_at")),
+        conclusion=str(seen.get("conclusion") or ""),
+        runner_id=int(seen.get("runner_id") or 0),
+        runner_name=str(seen.get("runner_name") or ""),
+    )
+
+
+def _time(text: Any) -> float:
+    try:
+        return datetime.fromisoformat(str(text)).timestamp() if text else 0.0
+    except ValueError:
+        return 0.0
