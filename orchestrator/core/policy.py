@@ -5,7 +5,7 @@ The order of a decision, first match wins:
 1. the floor (`orchestrator.core.floor`): blocked, in every mode;
 2. a protocol that no rule can allow (plain HTTP, QUIC, DNS elsewhere): blocked, in every mode;
 3. a connection with no name, to an address that no ``cidr`` rule allows: blocked, in every mode;
-4. a ``deny`` rule: blocked, in every mode;
+4. a ``deny`` rule: blocked, in every mode (a denied range holds for the address that a name resolves to as well);
 5. an ``allow`` rule: allowed;
 6. nothing matched: blocked, or in ``warn`` passed and recorded as would-block.
 
@@ -42,6 +42,7 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
     host: str = ""
     cidr: str = ""
     ports: tuple[int, ...] = HTTPS
+    """None at all is every port, which only a ``deny`` may say."""
     origin: str = ""
     """For people: ``.ironcd/policy.yml:7`` or ``preset node, version 1``."""
     comment: str = ""
@@ -61,6 +62,8 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     rules: tuple[Rule, ...]
     profile: Profile = "runner"
     private: tuple[Private, ...] = ()
+    allow_ech: bool = False
+    """Let hellos pass that carry encrypted_client_hello (browsers send a dummy of it); their flows are flagged ``ech``."""
 
     @property
     def digest(self) -> str:
@@ -136,7 +139,7 @@ class _Ranges:
     def find(self, address: int, port: int) -> Rule | None:
         for length, slot in self.by_length.items():
             for rule in slot.get(address >> (32 - length) << (32 - length), ()):
-                if port in rule.ports:
+                if port in rule.ports or not rule.ports:
                     return rule
         return None
 
@@ -155,6 +158,8 @@ class CompiledPolicy:
         for rule in policy.rules:
             if bool(rule.host) == bool(rule.cidr):
                 raise ValueError(f"rule {rule.id}: exactly one of host and cidr must be set")
+            if rule.action == "allow" and not rule.ports:
+                raise ValueError(f"rule {rule.id}: an allow rule names its ports")
             (self._hosts if rule.host else self._ranges)[rule.action].add(rule)
 
     def host_rule(self, action: Action, name: str) -> Rule | None:
@@ -191,10 +196,18 @@ def decide(policy: CompiledPolicy, flow: Flow, *, own: Iterable[str] = ()) -> De
             return Decision("blocked", f"protocol_{flow.protocol}")
 
 
-def judge_address(policy: CompiledPolicy, address: str, *, own: Iterable[str] = ()) -> str | None:
-    """Why an address that an allowed name resolved to must not be dialled (``floor_...``); None where it may be."""
+def judge_address(policy: CompiledPolicy, address: str, *, own: Iterable[str] = (), port: int = HTTPS[0]) -> str | None:
+    """Why an address that an allowed name resolved to must not be dialled; None where it may be.
+
+    ``floor_...`` for the floor, ``denied_range`` for a range that a ``deny`` rule names.
+    """
     why = floor_verdict(address, own=own, private=policy.private)
-    return None if why is None else f"floor_{why}"
+    if why is not None:
+        return f"floor_{why}"
+    try:
+        return "denied_range" if policy.range_rule("deny", address, port) is not None else None
+    except ValueError:
+        return None
 
 
 def is_dialled(address: str) -> bool:
