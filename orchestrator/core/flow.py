@@ -72,7 +72,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Digest of the policy in force."""
     generation: int = 0
     flags: tuple[str, ...] = ()
-    """``dst_mismatch``, ``multi_tenant``, ``expected``, ``ech``"""
+    """``dst_mismatch``, ``multi_tenant``, ``expected``, ``ech``; ``repeated`` and ``suppressed`` where ``count`` stands for
+    attempts that have no line of their own"""
     tls: dict[str, str | int] = {}
     bytes_up: int = 0
     bytes_down: int = 0
@@ -80,3 +81,5 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     close_reason: str = ""
     count: int = 1
     """How many attempts this line stands for, where they were put together."""
+    prev: str = ""
+    """Hexadecimal leaf hash (`orchestrator.core.merkle`) of the line before; empty in the ledger's first line."""

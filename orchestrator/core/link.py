@@ -35,6 +35,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half_open: int = 64
     new_per_second: int = 200
     events_per_second: int = 100
+    names_per_wildcard: int = 32
 
 
 class GatewayRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,3 +57,5 @@ class GatewayReply(msgspec.Struct, frozen=True, omit_defaults=True):
     flows: int = 0
     seq: int = 0
     """Of the last event written to the ledger."""
+    modules: tuple[str, ...] = ()
+    """For ``stats``: the top-level modules that the gateway's process has really loaded."""

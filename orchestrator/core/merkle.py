@@ -1,0 +1,64 @@
+"""The ledger's hashes: RFC 6962's Merkle tree over its lines, kept as a frontier.
+
+A leaf is one line's bytes, without the newline.  The tree's root over the first n lines stands in a signed checkpoint, so
+a line edited, moved, taken out or cut off the end no longer fits a checkpoint that lies elsewhere.  Each line also names
+the leaf hash of the line before it, which says *which* line was touched.
+
+A frontier is the list of perfect subtrees that cover the lines so far, widest first: all that is needed to append, about
+log2(n) hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+EMPTY_ROOT = hashlib.sha256(b"").digest()
+
+
+def leaf_hash(line: bytes) -> bytes:
+    return hashlib.sha256(b"\x00" + line).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """A tree that can only grow.  ``size`` is the number of leaves, ``nodes`` the roots of its perfect subtrees."""
+
+    __slots__ = ("nodes", "size")
+
+    def __init__(self, size: int = 0, nodes: Sequence[bytes] = ()) -> None:
+        if len(nodes) != size.bit_count():
+            raise ValueError(f"a frontier of {size} leaves has {size.bit_count()} nodes, not {len(nodes)}")
+        self.size = size
+        self.nodes = list(nodes)
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf by its hash."""
+        width = self.size
+        while width & 1:
+            leaf = node_hash(self.nodes.pop(), leaf)
+            width >>= 1
+        self.nodes.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        if not self.nodes:
+            return EMPTY_ROOT
+        root = self.nodes[-1]
+        for node in reversed(self.nodes[:-1]):
+            root = node_hash(node, root)
+        return root
+
+    def copy(self) -> Frontier:
+        return Frontier(self.size, self.nodes)
+
+
+def root_of(lines: Iterable[bytes]) -> bytes:
+    """The root over ``lines``, from nothing."""
+    frontier = Frontier()
+    for line in lines:
+        frontier.append(leaf_hash(line))
+    return frontier.root()

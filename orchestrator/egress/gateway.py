@@ -1,0 +1,276 @@
+"""The gateway: accepts what the kernel redirected to it, does what `Connection` says, and keeps account of every flow.
+
+- The record comes first: the ``open`` event is safely on disk before a byte of the client's is sent upstream.  Where the
+  ledger is full, nothing new passes (unless the host's settings say otherwise).
+- A block is a reset, at once: tools fail fast, and a sinkhole's answer would look like success.
+- What one VM may have open is bounded (`orchestrator.core.link.Limits`), so it can't slow the others down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import socket
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+import structlog
+
+from orchestrator.core.policy import Decision
+from orchestrator.egress import sockets
+from orchestrator.egress.connection import Block, Command, Connection, Dial, Fail, Read, Resolve
+from orchestrator.egress.flow import LiveFlow
+from orchestrator.egress.ledger import LedgerFull
+from orchestrator.egress.links import Links, LinkState
+from orchestrator.egress.recorder import Recorder
+from orchestrator.egress.relay import Pipes, Relay, reset
+from orchestrator.egress.upstream import Upstream
+
+ACCEPTS = 64
+"""Connections taken in one go, before others get their turn."""
+PROGRESS_S = 60.0
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_BACKOFF_S = 0.5
+_READ = 65_536
+
+_log = structlog.get_logger()
+
+
+class GatewayOptions(msgspec.Struct, frozen=True):
+    """Seconds, and whether a full ledger stops new flows."""
+
+    hello_timeout_s: float = 10.0
+    idle_timeout_s: float = 3600.0
+    block_when_ledger_full: bool = True
+
+
+class Gateway:
+    def __init__(
+        self, *, links: Links, recorder: Recorder, upstream: Upstream, own: Iterable[str], options: GatewayOptions
+    ) -> None:
+        self.flows: set[LiveFlow] = set()
+        self._links = links
+        self._recorder = recorder
+        self._upstream = upstream
+        self._own = own
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._pipes = Pipes()
+        self._listeners: dict[int, tuple[socket.socket, Literal["tls", "tcp"]]] = {}
+        self._prefix = secrets.token_hex(4)
+        self._count = 0
+
+    def serve(self, listener: socket.socket, protocol: Literal["tls", "tcp"]) -> None:
+        """Accept on ``listener`` from now on; the gateway closes it at its end."""
+        self._listeners[listener.fileno()] = (listener, protocol)
+        self._loop.add_reader(listener.fileno(), self._accept, listener, protocol)
+
+    async def close(self) -> None:
+        """Stop listening and end every flow."""
+        for descriptor, (listener, _) in self._listeners.items():
+            self._loop.remove_reader(descriptor)
+            listener.close()
+        self._listeners.clear()
+        await self._end(set(self.flows), "gateway_stopped")
+        self._pipes.close()
+
+    async def drop(self, state: LinkState, reason: str) -> int:
+        """End every flow of a link; how many there were.  Returns when none is left and all of it is on record."""
+        count = await self._end(set(state.flows), reason)
+        if count:
+            await self._settle()
+        return count
+
+    async def reevaluate(self, state: LinkState) -> int:
+        """Judge a link's open flows by its policy as it is now, and end those that it forbids; how many."""
+        losers: dict[LiveFlow, Decision] = {}
+        for flow in state.flows:
+            if flow.relay is not None:
+                decision = flow.connection.judge_live(flow.resolved)
+                if decision.passes:
+                    flow.connection.decision = decision
+                else:
+                    losers[flow] = decision
+        for flow, decision in losers.items():
+            flow.connection.decision = decision
+        return await self._end(set(losers), "policy")
+
+    def sweep(self) -> None:
+        """End idle flows and record the progress of long ones.  To be called every second or so."""
+        now = self._loop.time()
+        for flow in tuple(self.flows):
+            relay = flow.relay
+            if relay is None:
+                continue
+            if now - relay.active > self._options.idle_timeout_s:
+                flow.abort("idle")
+            elif now - flow.progressed >= PROGRESS_S:
+                flow.record_progress(now)
+
+    def _accept(self, listener: socket.socket, protocol: Literal["tls", "tcp"]) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                client, (guest, _) = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._rest(listener, protocol, error)
+                return
+            client.setblocking(False)
+            self._admit(client, guest, protocol)
+
+    def _rest(self, listener: socket.socket, protocol: Literal["tls", "tcp"], error: OSError) -> None:
+        """Out of descriptors or memory: leave the queue alone for a moment, so that what is open can go on."""
+        if error.errno not in _NO_ROOM:
+            _log.error("accept_failed", error=str(error))
+        descriptor = listener.fileno()
+        self._loop.remove_reader(descriptor)
+
+        def resume() -> None:
+            if descriptor in self._listeners:
+                self._loop.add_reader(descriptor, self._accept, listener, protocol)
+
+        self._loop.call_later(_BACKOFF_S, resume)
+
+    def _admit(self, client: socket.socket, guest: str, protocol: Literal["tls", "tcp"]) -> None:
+        state = self._links.of_guest(guest)
+        dialled = sockets.original_destination(client)
+        now = self._loop.time()
+        if state is None or dialled is None:
+            reason = "unknown_link" if state is None else "not_redirected"
+            address, port = dialled or ("", 0)
+            event = self._recorder.event(
+                "drop", state, protocol, Decision("blocked", reason), orig_dst=address or guest, port=port
+            )
+            self._recorder.limited(state.link.tap if state else "", event)
+            reset(client)
+            return
+        connection = Connection(state, protocol, *dialled, self._own)
+        self._count += 1
+        flow = LiveFlow(f"{self._prefix}-{self._count:x}", client, connection, self._recorder, now)
+        refusal = state.refusal(now)
+        if refusal:
+            flow.record_blocked(Decision("blocked", refusal))
+            reset(client)
+            return
+        if protocol == "tls":
+            flow.half_open = True
+            state.half_open += 1
+        self.flows.add(flow)
+        state.flows.add(flow)
+        flow.task = self._loop.create_task(self._run(flow))
+
+    async def _run(self, flow: LiveFlow) -> None:
+        reason = "error"
+        try:
+            reason = await self._serve(flow)
+        except asyncio.CancelledError:
+            reason = flow.ending or "gateway_stopped"
+        except LedgerFull:
+            reason = "ledger_full"
+        except OSError as error:
+            reason = "no_room" if error.errno in _NO_ROOM else f"error_{error.errno}"
+        finally:
+            flow.decided()
+            reset(flow.client)
+            self.flows.discard(flow)
+            flow.connection.state.flows.discard(flow)
+            if flow.opened:
+                flow.record_close(self._loop.time(), reason)
+            elif reason != "blocked":
+                flow.record_blocked(Decision("blocked", reason, flow.connection.decision.rule))
+
+    async def _serve(self, flow: LiveFlow) -> str:
+        """Carry ``flow`` to its end; why it ended."""
+        command = await self._hello(flow)
+        flow.decided()
+        if isinstance(command, Resolve):
+            command = flow.connection.answered(await self._upstream.resolve(command.name))
+        match command:
+            case Block(decision):
+                flow.record_blocked(decision)
+                return "blocked"
+            case Dial():
+                return await self._dial(flow, command)
+            case Fail(reason):
+                flow.record_open()
+                return reason
+            case _:
+                raise AssertionError(command)
+
+    async def _hello(self, flow: LiveFlow) -> Command:
+        connection = flow.connection
+        command = connection.begin()
+        if not isinstance(command, Read):
+            return command
+        try:
+            async with asyncio.timeout(self._options.hello_timeout_s):
+                while isinstance(command, Read):
+                    command = connection.received(await self._loop.sock_recv(flow.client, _READ))
+        except TimeoutError:
+            return connection.timed_out()
+        except ConnectionError:
+            return connection.received(b"")
+        return command
+
+    async def _dial(self, flow: LiveFlow, dial: Dial) -> str:
+        flow.resolved = dial.addresses[0]
+        flow.record_open()
+        if self._recorder.ledger.full and self._options.block_when_ledger_full:
+            return "ledger_full"
+        try:
+            upstream, flow.resolved = await sockets.dial(dial.addresses, dial.port)
+        except sockets.OwnAddress:
+            flow.connection.decision = Decision("blocked", "floor_own_address", flow.connection.decision.rule)
+            return "own_address"
+        except TimeoutError:
+            return "connect_timeout"
+        except OSError as error:
+            return "no_room" if error.errno in _NO_ROOM else "connect_failed"
+        try:
+            return await self._join(flow, upstream, dial.head)
+        finally:
+            reset(upstream)  # closed already where it ended well
+
+    async def _join(self, flow: LiveFlow, upstream: socket.socket, head: bytes) -> str:
+        """Send the head and move bytes until the end, so long as the policy lets it; why it ended."""
+        await self._settle()
+        if not self._still_passes(flow):
+            return "policy"
+        if head:
+            await self._loop.sock_sendall(upstream, head)
+        sockets.tune(flow.client)
+        relay = Relay(flow.client, upstream, pipes=self._pipes, loop=self._loop, sent_up=len(head))
+        if not self._still_passes(flow):
+            return "policy"
+        flow.relay = relay
+        relay.start()
+        try:
+            return await relay.finished
+        finally:
+            relay.abort("gateway_stopped")
+
+    def _still_passes(self, flow: LiveFlow) -> bool:
+        """Judge by the policy as it is now: it may have changed while we waited."""
+        decision = flow.connection.judge_live(flow.resolved)
+        if not decision.passes:
+            flow.connection.decision = decision
+        return decision.passes
+
+    async def _settle(self) -> None:
+        """Wait until everything recorded so far is on disk."""
+        try:
+            await self._recorder.ledger.durable()
+        except LedgerFull:
+            if self._options.block_when_ledger_full:
+                raise
+
+    async def _end(self, flows: set[LiveFlow], reason: str) -> int:
+        for flow in flows:
+            flow.abort(reason)
+        tasks = [flow.task for flow in flows if flow.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        return len(tasks)

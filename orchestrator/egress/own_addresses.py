@@ -1,0 +1,45 @@
+"""The host's own addresses: nothing that a VM asks for is dialled there.
+
+Read from the kernel (`ip -json address`) in the namespace that the gateway dials from, again every few seconds, since
+addresses come and go.  The links' range counts as the host's own as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, ip_address
+
+from orchestrator.system.process import run
+
+
+class OwnAddresses:
+    """A set of addresses to look up in; `refresh` reads it anew."""
+
+    def __init__(self, links_range: str) -> None:
+        self._range = IPv4Network(links_range)
+        self._addresses: frozenset[str] = frozenset()
+
+    def __contains__(self, address: object) -> bool:
+        if address in self._addresses:
+            return True
+        try:
+            ip = ip_address(str(address))
+        except ValueError:
+            return False
+        return isinstance(ip, IPv4Address) and ip in self._range
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._addresses)
+
+    def refresh(self) -> None:
+        """Blocks for some milliseconds.  Raises CommandFailed; what was known stays."""
+        self._addresses = frozenset(_parse(run(["ip", "-json", "address"], timeout_s=10)))
+
+
+def _parse(listing: str) -> Iterator[str]:
+    for interface in json.loads(listing):
+        for entry in interface.get("addr_info", ()):
+            local = entry.get("local")
+            if local:
+                yield str(ip_address(local))
