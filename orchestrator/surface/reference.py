@@ -16,7 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
+from orchestrator.control.settings import Pace
 from orchestrator.core.machine import MachineClass
+from orchestrator.core.runner import Deadlines
 from orchestrator.core.settings import HostSettings
 from orchestrator.surface.settings import PREFIX, Settings
 
@@ -37,6 +39,7 @@ _CLASSES = """\
 Each table is a size of machine, asked for by the label `ironcd-NAME`; `[classes.default]` is what the plain label `ironcd`
 asks for. A label such as `ironcd-4cpu-16gb` needs no class: it is the default one with that size.
 """
+_NESTED = {"deadlines": Deadlines, "pace": Pace}
 _EXAMPLE = """\
 ## Example
 
@@ -67,9 +70,19 @@ def configuration_page() -> str:
         if name == "classes":
             parts += ["## `[classes.NAME]`", "", _CLASSES, _table(_section(_value_type(field)), "", MachineClass)]
         else:
-            described = HostSettings if name == "host" else None
-            parts += [f"## `[{name}]`", "", _table(_section(field.annotation), name, described)]
+            parts += _section_parts(name, field)
     return "\n".join([*parts, _EXAMPLE])
+
+
+def _section_parts(name: str, field: FieldInfo) -> list[str]:
+    section = _section(field.annotation)
+    parts = [f"## `[{name}]`", "", _table(section, name, HostSettings if name == "host" else None)]
+    for key, inner in section.model_fields.items():
+        described = _NESTED.get(key)
+        if described is not None:
+            parts += [f"### `[{name}.{key}]`", "", f"{inner.description}", ""]
+            parts += [_table(_section(inner.annotation), f"{name}__{key}", described)]
+    return parts
 
 
 def _value_type(field: FieldInfo) -> Any:
@@ -86,6 +99,8 @@ def _table(section: type[BaseModel], name: str, struct: type | None) -> str:
     texts = attribute_docstrings(struct) if struct is not None else {}
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, field in section.model_fields.items():
+        if key in _NESTED:
+            continue
         text = (field.description or texts.get(key, "")).replace("``", "`")
         default = "the machine's name" if (name, key) == ("host", "name") else _default(field)
         lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {' '.join(text.split())} |")

@@ -22,15 +22,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orchestrator.control.settings import ControlSettings, Pace
 from orchestrator.core.errors import ConfigurationError
 from orchestrator.core.machine import OUR_LABEL, MachineClass
+from orchestrator.core.runner import Deadlines
 from orchestrator.core.settings import HostSettings
 
 DEFAULT_FILE = Path("/etc/ironcd/ironcd.toml")
 PREFIX = "IRONCD_"
 _NOT_SETTINGS = frozenset({"IRONCD_CONFIG", "IRONCD_DEBUG"})
+_OPEN_ENDED = tuple(f"{PREFIX}{start}__" for start in ("CLASSES", "CONTROL__HOST_TOKEN_FILES"))
 
 
 class Section(BaseModel):
@@ -61,9 +65,17 @@ if TYPE_CHECKING:
     class ClassSection(Section):
         pass
 
+    class DeadlinesSection(Section):
+        pass
+
+    class PaceSection(Section):
+        pass
+
 else:
     HostSection = section_of(HostSettings)
     ClassSection = section_of(MachineClass, without=frozenset({"name"}))
+    DeadlinesSection = section_of(Deadlines)
+    PaceSection = section_of(Pace)
 
 
 class GitHubSection(Section):
@@ -77,6 +89,10 @@ class GitHubSection(Section):
     """Of GitHub's REST API; for GitHub Enterprise Server ``https://HOST/api/v3``."""
     runner_group_id: int = Field(default=1, ge=1)
     """The organisation's runner group that runners are registered in."""
+    installations: tuple[int, ...] = ()
+    """Where any is named, deliveries of other installations are set aside."""
+    concurrency: int = Field(default=8, ge=1)
+    """How many requests to GitHub may be under way at once."""
 
 
 class ControlSection(Section):
@@ -88,6 +104,14 @@ class ControlSection(Section):
     """Host name to the file with its bearer token.  Empty: this machine's ``host.name`` and ``host.token_file``."""
     url: str = ""
     """Where the ``ironcd`` command finds the control API; empty for ``listen``."""
+    state_dir: Path = Path("/var/lib/ironcd/control")
+    """The archive of finished jobs, the egress record, and the key that seals JIT configurations."""
+    finished_kept: int = Field(default=10_000, ge=0)
+    """Finished jobs that stay in Redis; all stay in the archive."""
+    deadlines: DeadlinesSection = Field(default_factory=DeadlinesSection)
+    """How long each phase of a runner may last."""
+    pace: PaceSection = Field(default_factory=PaceSection)
+    """How long things wait for one another."""
 
 
 class RedisSection(Section):
@@ -95,11 +119,17 @@ class RedisSection(Section):
     """``redis://``, ``rediss://`` or ``unix://``.  Its append-only file must be on."""
     start: bool = True
     """``ironcd up`` starts a Redis of its own at ``url``, with every write flushed to disk."""
+    folder: Path = Path("/var/lib/ironcd/redis")
+    """Where a Redis of our own keeps its files."""
+    prefix: str = "ironcd:"
+    """Of every key."""
 
 
 class PolicySection(Section):
     organisation_file: Path | None = None
-    """The policy above every repository's own; see `docs/reference/policy.md`.  None: GitHub's hosts only."""
+    """The policy above every repository's own.  None: GitHub's hosts only."""
+    default_file: Path | None = None
+    """In force for a repository that has no policy file of its own.  None: its jobs are refused."""
 
 
 class LogSection(Section):
@@ -145,6 +175,30 @@ class Settings(BaseSettings):
 
     def host_settings(self) -> HostSettings:
         return msgspec.convert(self.host.model_dump(), HostSettings)
+
+    def control_settings(self) -> ControlSettings:
+        github, control, policy = self.github, self.control, self.policy
+        host = self.host_settings()
+        return ControlSettings(
+            app_id=github.app_id,
+            redis_url=self.redis.url,
+            prefix=self.redis.prefix,
+            state_dir=str(control.state_dir),
+            api_url=github.api_url,
+            private_key_file=str(github.private_key_file),
+            webhook_secret_files=tuple(map(str, github.webhook_secret_files)),
+            admin_token_file=str(control.admin_token_file),
+            hosts={name: str(path) for name, path in control.host_token_files.items()} or {host.name: host.token_file},
+            runner_group_id=github.runner_group_id,
+            installations=github.installations,
+            classes=self.machine_classes(),
+            organisation_policy_file=str(policy.organisation_file or ""),
+            default_policy_file=str(policy.default_file or ""),
+            deadlines=msgspec.convert(control.deadlines.model_dump(), Deadlines),
+            pace=msgspec.convert(control.pace.model_dump(), Pace),
+            finished_kept=control.finished_kept,
+            github_concurrency=github.concurrency,
+        )
 
     def machine_classes(self) -> dict[str, MachineClass]:
         """By label.  The default class is there even where the file names none."""
@@ -221,7 +275,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name in known:
             continue
-        if name.startswith((f"{PREFIX}CLASSES__", f"{PREFIX}CONTROL__HOST_TOKEN_FILES__")):
+        if name.startswith(_OPEN_ENDED):
             continue
         raise ConfigurationError(
             f"environment variable {name}: no setting has this name",
@@ -234,11 +288,15 @@ def variables() -> dict[str, str]:
     """Each environment variable that sets a key, to the key (``section.key``).  Classes are open-ended and not listed."""
     found: dict[str, str] = {}
     for section, field in Settings.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            for key in annotation.model_fields:
-                found[f"{PREFIX}{section.upper()}__{key.upper()}"] = f"{section}.{key}"
+        for key, inner in _keys_of(field.annotation).items():
+            found[f"{PREFIX}{section.upper()}__{key.upper()}"] = f"{section}.{key}"
+            for deeper in _keys_of(inner.annotation):
+                found[f"{PREFIX}{section.upper()}__{key.upper()}__{deeper.upper()}"] = f"{section}.{key}.{deeper}"
     return found
+
+
+def _keys_of(annotation: Any) -> Mapping[str, FieldInfo]:
+    return annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
 
 
 def _nearest(word: str, known: set[str]) -> str:
@@ -248,13 +306,13 @@ def _nearest(word: str, known: set[str]) -> str:
 
 def _keys_at(location: tuple[int | str, ...]) -> set[str]:
     """The keys that may stand where the last part of ``location`` stands."""
-    if len(location) < 2:
-        return set(Settings.model_fields)
-    if location[0] == "classes":
+    if location[0] == "classes" and len(location) > 2:
         return set(ClassSection.model_fields)
-    field = Settings.model_fields.get(str(location[0]))
-    annotation = field.annotation if field is not None else None
-    return set(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else set()
+    keys: Mapping[str, FieldInfo] = Settings.model_fields
+    for part in location[:-1]:
+        field = keys.get(str(part))
+        keys = _keys_of(field.annotation) if field is not None else {}
+    return set(keys)
 
 
 def _readable(error: ValidationError, source: str) -> ConfigurationError:

@@ -32,7 +32,7 @@ def up(
     """
     from orchestrator.surface.up import run_up
 
-    run_up(GLOBAL.settings(), config=GLOBAL.config, only=tuple(only or ()))
+    run_up(GLOBAL.settings(), only=tuple(only or ()))
 
 
 def doctor(*, as_json: AsJson = False) -> None:

@@ -1,0 +1,3 @@
+from orchestrator.surface.cli import main
+
+main()
