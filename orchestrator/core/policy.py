@@ -224,7 +224,7 @@ def _by_name(policy: CompiledPolicy, name: str, port: int) -> Decision:
         return _blocked(policy, name, "denied", denied.id)
     rule = policy.host_rule("allow", name)
     if rule is not None and port in rule.ports:
-        return Decision("allowed", "rule", rule.id, flags=("multi_tenant",) if rule.multi_tenant else ())
+        return _allowed(rule)
     if policy.policy.mode == "warn" and port in HTTPS:
         return Decision("warn", "not_allowed", would_block=True, flags=_expected(policy, name))
     return _blocked(policy, name, "not_allowed", "")
@@ -239,8 +239,12 @@ def _by_range(policy: CompiledPolicy, flow: Flow, address: str) -> Decision:
     if denied is not None:
         return Decision("blocked", "denied", denied.id)
     if rule is not None:
-        return Decision("allowed", "rule", rule.id)
+        return _allowed(rule)
     return Decision("blocked", "missing_sni" if flow.protocol == "tls" else "not_allowed")
+
+
+def _allowed(rule: Rule) -> Decision:
+    return Decision("allowed", "rule", rule.id, flags=("multi_tenant",) if rule.multi_tenant else ())
 
 
 def _expected(policy: CompiledPolicy, name: str) -> tuple[str, ...]:
