@@ -1,0 +1,474 @@
+"""The host agent: makes what this host has into what is wished, and tells what it sees.
+
+It is convergent and may be killed at any moment: nothing is queued, every turn compares wish and reality for each
+runner (`orchestrator.host.converge`) and carries out one step for it, on a thread of its own, so that a slow end of one VM
+holds nothing else up.  With the control plane away it goes on with the last wish it read, which it keeps on disk without
+any JIT configuration, and so enforces lifetimes by itself.
+
+After a restart it finds its VMs running: their links are put in force again and their channels opened.  A VM that
+hadn't been resumed yet is cleared away and made anew; one that had been is never made twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import structlog
+
+from orchestrator.core.errors import HostError, IronCDError
+from orchestrator.core.link import Link
+from orchestrator.core.machine import Capacity, MachineClass
+from orchestrator.core.names import names_of, ulid_of
+from orchestrator.core.wire import Desired, DesiredRunner, Failure, GuestClaim, Observed
+from orchestrator.host import console, guest, sweep
+from orchestrator.host.accelerator import Choice, device_problem
+from orchestrator.host.converge import Situation, Step, next_step
+from orchestrator.host.host_facts import boot_id, capacity_of
+from orchestrator.host.images import find_image, list_images
+from orchestrator.host.parts import Parts, Runner, link_of, rules_of, without_secret
+from orchestrator.host.record import Record
+from orchestrator.host.slots import slot_at
+from orchestrator.host.steps import carry_out, fail
+from orchestrator.host.watch import Watch, wall_broken
+from orchestrator.system.files import write_atomic
+from orchestrator.system.log import hide
+
+log = structlog.get_logger()
+
+TURN_S = 0.5
+LOOK_S = 1.0
+"""How often libvirt is asked for its domains, beside the events that it sends."""
+SWEEP_S = 10.0
+ORPHAN_S = 60.0
+_THREADS = 32
+
+
+class Agent:
+    """Everything but the threads and sockets of one host's agent; `orchestrator.host.service` turns it."""
+
+    def __init__(self, parts: Parts, choice: Choice, *, version: str = "") -> None:
+        self.parts = parts
+        self.choice = choice
+        self.version = version
+        self.wake = threading.Event()
+        self.dirty = threading.Event()
+        self.watch = Watch(parts.wall, parts.wires)
+        self._lock = threading.RLock()
+        self._runners: dict[str, Runner] = {}
+        self._wishes: dict[str, DesiredRunner] = {}
+        self._missing_since: dict[str, float] = {}
+        self._generation = -1
+        self._problems: dict[str, Failure] = {}
+        self._orphans: dict[str, float] = {}
+        self._orphan_taps: dict[str, float] = {}
+        self._looked_at = self._swept_at = self._adopt_at = 0.0
+        self._adopted = False
+        self._informed = False
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="step")
+        self._capacity = Capacity(0, 0, 0)
+        parts.changed = self.changed
+
+    # --- what comes in
+
+    def begin(self) -> None:
+        """Read what the last process left.  The first `turn` that finds libvirt there takes the running VMs over."""
+        self._load_desired()
+        for record in self.parts.records.load():
+            self._runners[record.id] = Runner(record)
+            if record.slot >= 0:
+                self.parts.slots.adopt(record.slot)
+        self._capacity = capacity_of(self.parts.settings, self.parts.paths)
+
+    def wished(self, desired: Desired) -> None:
+        """Take ``desired`` as the wish from now on, and keep it on disk without its secrets."""
+        for wish in desired.runners:
+            if wish.jit:
+                hide(wish.jit)
+        with self._lock:
+            kept = {wish.id: wish for wish in desired.runners if _is_usable(wish)}
+            changed = kept != self._wishes or desired.generation != self._generation
+            self._wishes = kept
+            self._generation = desired.generation
+            self._informed = True
+            if changed:
+                clean = msgspec.structs.replace(desired, runners=tuple(map(without_secret, desired.runners)))
+                write_atomic(self.parts.paths.desired, msgspec.json.encode(clean))
+        if changed:
+            self.changed()
+        self.wake.set()
+
+    def heard(self, ulid: str, message: guest.Message) -> None:
+        """A guest said ``message``.  Called on the channels' thread; only notes it."""
+        runner = self._runners.get(ulid)
+        if runner is None:
+            return
+        parts = self.parts
+        match message:
+            case guest.Hello():
+                runner.mark(parts, "guest_hello")
+            case guest.JitTaken():
+                runner.mark(parts, "jit_taken")
+            case guest.RunnerStarted():
+                runner.mark(parts, "runner_started")
+            case guest.Listening():
+                runner.mark(parts, "runner_listening")
+            case guest.JobStarted():
+                self._claimed(runner, message)
+            case guest.RunnerExited():
+                self._exited(runner, message)
+            case guest.Beat():
+                self._beat(runner)
+            case _:
+                pass
+        self.wake.set()
+
+    def vm_ended(self, name: str, why: str) -> None:
+        """Libvirt says that a domain ended.  Called on a thread of the hypervisor's."""
+        ulid = ulid_of(name)
+        runner = self._runners.get(ulid or "")
+        if runner is None or runner.record.has("end_begun"):
+            return
+        with runner.lock:
+            if runner.record.vm != "running":
+                return
+            orderly = why == "shutdown" or runner.record.has("runner_exited")
+            runner.record.vm = "stopped" if orderly else "crashed"
+            runner.record.end_reason = f"the VM ended by itself ({why})"
+            if not orderly:
+                self._note_crash(runner, why)
+        log.info("vm_ended", runner=ulid, why=why)
+        runner.save(self.parts)
+        self.wake.set()
+
+    def changed(self) -> None:
+        self.dirty.set()
+
+    # --- what is done
+
+    def turn(self) -> None:
+        """One turn: look, sweep, and start the next step of each runner that isn't busy."""
+        now = self.parts.clock()
+        if not self._adopted and not self._take_over(now):
+            return
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._look()
+        if now - self._swept_at >= SWEEP_S:
+            self._swept_at = now
+            self._sweep(now)
+        with self._lock:
+            for ulid in sorted(self._wishes.keys() | self._runners.keys()):
+                self._turn_runner(ulid, now)
+
+    def check_wall(self) -> None:
+        """Compare the packet filter with what was installed; links are cut while it differs."""
+        if not self._adopted:
+            return
+        try:
+            problem = self.watch.check()
+        except HostError as error:
+            log.exception("wall_broken")
+            self.problem(wall_broken(error))
+            return
+        self._clear_problem("wall-broken")
+        if problem is not None:
+            self.problem(problem)
+
+    def observe(self) -> Observed:
+        parts = self.parts
+        with self._lock:
+            runners = [runner.record.observed() for runner in self._runners.values()]
+            problems = tuple(self._problems.values())
+        return Observed(
+            host=parts.settings.name,
+            boot=boot_id(),
+            at=parts.clock(),
+            capacity=self._capacity if self.choice.accelerator else Capacity(0, 0, 0),
+            accelerator=self.choice.accelerator,
+            generation=self._generation,
+            runners=tuple(runners),
+            images=list_images(parts.paths.images),
+            problems=problems + self._standing_problems(),
+            version=self.version,
+        )
+
+    def problem(self, failure: Failure) -> None:
+        with self._lock:
+            if self._problems.get(failure.code) == failure:
+                return
+            self._problems[failure.code] = failure
+        self.changed()
+
+    def close(self) -> None:
+        """Wait for the steps in hand; VMs go on running."""
+        for runner in list(self._runners.values()):
+            if runner.busy == "start":
+                runner.cancel.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    # --- within
+
+    def _clear_problem(self, code: str) -> None:
+        with self._lock:
+            gone = self._problems.pop(code, None)
+        if gone is not None:
+            self.changed()
+
+    def _standing_problems(self) -> tuple[Failure, ...]:
+        found = [self.choice.problem, device_problem()]
+        return tuple(failure for failure in found if failure is not None)
+
+    def _turn_runner(self, ulid: str, now: float) -> None:
+        want, runner = self._wishes.get(ulid), self._runners.get(ulid)
+        missing_s = 0.0
+        if want is None and self._informed:
+            missing_s = now - self._missing_since.setdefault(ulid, now)
+        else:
+            self._missing_since.pop(ulid, None)
+        if runner is not None and (runner.busy or now < runner.not_before):
+            if (want is not None and want.wish == "gone") or missing_s > ORPHAN_S:
+                runner.cancel.set()
+            return
+        step = next_step(want, runner.record if runner else None, _situation(runner, missing_s), now)
+        if step.verb == "keep":
+            self._keep_channel(runner)
+            return
+        if step.verb == "forget":
+            self._runners.pop(ulid, None)
+            self._missing_since.pop(ulid, None)
+            self.parts.records.forget(ulid)
+            self.changed()
+            return
+        if step.verb == "start" and want is not None:
+            refused = self._refusal(want)
+            if refused is None:
+                return
+            step = refused if refused.verb == "fail" else step
+        if runner is None:
+            machine = want.machine if want is not None else MachineClass("unknown")
+            runner = self._runners[ulid] = Runner(Record(id=ulid, machine=machine))
+        self._submit(runner, want, step)
+
+    def _submit(self, runner: Runner, want: DesiredRunner | None, step: Step) -> None:
+        runner.busy = step.verb
+
+        def work() -> None:
+            try:
+                carry_out(self.parts, runner, want, step)
+            except Exception as error:
+                log.exception("step_broke", runner=runner.record.id, step=step.verb)
+                if step.verb == "start":
+                    fail(self.parts, runner, Failure("agent-error", f"{type(error).__name__} while the VM was made"))
+                runner.not_before = self.parts.clock() + 2.0
+            finally:
+                runner.busy = ""
+                self.wake.set()
+
+        self._pool.submit(work)
+
+    def _refusal(self, want: DesiredRunner) -> Step | None:
+        """Whether ``want`` can start: a ``start`` step; a ``fail`` step where it never can; None where it must wait."""
+        if not self.choice.accelerator:
+            return self._refusal_without_accelerator(want)
+        room = self._capacity
+        if want.machine.vcpus > room.vcpus or want.machine.memory_mib > room.memory_mib:
+            need = f"{want.machine.vcpus} vCPUs and {want.machine.memory_mib} MiB"
+            return Step(
+                "fail", f"its class needs {need}; this host has {room.vcpus} and {room.memory_mib}", "host-too-small"
+            )
+        in_use = [r.record.machine for r in self._runners.values() if _holds_room(r)]
+        vcpus = sum(machine.vcpus for machine in in_use) + want.machine.vcpus
+        memory = sum(machine.memory_mib for machine in in_use) + want.machine.memory_mib
+        if vcpus > room.vcpus or memory > room.memory_mib:
+            return None
+        return Step("start")
+
+    def _refusal_without_accelerator(self, want: DesiredRunner) -> Step | None:
+        problem = self.choice.problem
+        if problem is not None:
+            return Step("fail", problem.message, problem.code)
+        try:
+            find_image(self.parts.paths.images, want.machine.image)
+        except HostError as error:
+            return Step("fail", error.message, error.code)
+        return None  # there is an image to try KVM with, and that is being done
+
+    def _keep_channel(self, runner: Runner | None) -> None:
+        if runner is not None and runner.record.vm == "running":
+            self.parts.talk.ensure(runner.record.id, runner.paths(self.parts).channel)
+
+    def _claimed(self, runner: Runner, said: guest.JobStarted) -> None:
+        with runner.lock:
+            if runner.record.claim is None:
+                runner.record.claim = GuestClaim(
+                    said.repository, said.run_id, said.run_attempt, said.job, said.runner_name
+                )
+        runner.mark(self.parts, "job_hint")
+
+    def _exited(self, runner: Runner, said: guest.RunnerExited) -> None:
+        with runner.lock:
+            if runner.record.exit_code is None:
+                runner.record.exit_code = said.code
+                if said.code != 0 and not runner.record.has("job_hint"):
+                    secrets = (runner.secret,) if runner.secret else ()
+                    runner.record.failure = Failure(
+                        code="runner-exited",
+                        message=f"the runner ended with status {said.code} before it had a job",
+                        remedy="Its last lines say why.",
+                        console=console.clean(said.log_tail, secrets),
+                    )
+        runner.mark(self.parts, "runner_exited")
+
+    def _beat(self, runner: Runner) -> None:
+        """A guest that waits for a word which was lost while this agent was away is told again."""
+        record, talk = runner.record, self.parts.talk
+        if record.has("seed_gone") and not record.has("runner_started"):
+            talk.send(record.id, guest.SeedGone())
+
+    def _note_crash(self, runner: Runner, why: str) -> None:
+        secrets = (runner.secret,) if runner.secret else ()
+        text = console.tail(runner.paths(self.parts).console, secrets)
+        runner.record.failure = runner.record.failure or Failure(
+            code="vm-crashed",
+            message=f"the VM ended in the middle of its work ({why})",
+            remedy="See the console's last lines; out of memory and a kernel panic both end there.",
+            console=text,
+        )
+
+    def _look(self) -> None:
+        """Find VMs that ended without an event."""
+        try:
+            alive = {domain.ulid for domain in self.parts.hypervisor.ours() if domain.state != "stopped"}
+        except HostError as error:
+            self.problem(Failure(error.code, error.message, error.remedy))
+            return
+        self._clear_problem("libvirt-away")
+        self._clear_problem("libvirt-failed")
+        for runner in list(self._runners.values()):
+            if runner.record.vm == "running" and runner.record.id not in alive and not runner.busy:
+                self.vm_ended(runner.names.domain, "gone")
+
+    def _sweep(self, now: float) -> None:
+        self._capacity = capacity_of(self.parts.settings, self.parts.paths)
+        if not self._informed:
+            return
+        try:
+            left = sweep.find(self.parts, self._runners.keys() | self._wishes.keys())
+        except (IronCDError, OSError) as error:
+            log.warning("sweep_failed", error=str(error))
+            return
+        self._orphans = {ulid: self._orphans.get(ulid, now) for ulid in left.ulids}
+        self._orphan_taps = {tap: self._orphan_taps.get(tap, now) for tap in left.taps}
+        for ulid, since in self._orphans.items():
+            if now - since >= ORPHAN_S:
+                log.warning("orphan_found", runner=ulid)
+                with self._lock:
+                    runner = self._runners.setdefault(ulid, Runner(Record(id=ulid, machine=MachineClass("unknown"))))
+                    self._submit(runner, None, Step("end", "it belonged to no runner"))
+        for tap, since in self._orphan_taps.items():
+            if now - since >= ORPHAN_S:
+                with contextlib.suppress(IronCDError):
+                    sweep.clear_tap(self.parts, tap)
+
+    def _load_desired(self) -> None:
+        try:
+            desired = msgspec.json.decode(self.parts.paths.desired.read_bytes(), type=Desired)
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("desired_unreadable", error=str(error))
+            return
+        self._wishes = {wish.id: wish for wish in desired.runners if _is_usable(wish)}
+        self._informed = True
+
+    def _take_over(self, now: float) -> bool:
+        """Adopt what runs.  False where libvirt or nftables doesn't let us yet; tried again in a second."""
+        if now < self._adopt_at:
+            return False
+        try:
+            self.parts.hypervisor.on_end(self.vm_ended)
+            self._adopt()
+        except HostError as error:
+            self._adopt_at = now + 1.0
+            self.problem(Failure(error.code, error.message, error.remedy))
+            return False
+        self._adopted = True
+        return True
+
+    def _adopt(self) -> None:
+        parts = self.parts
+        states = {domain.ulid: domain.state for domain in parts.hypervisor.ours()}
+        taps = parts.wires.in_namespace()
+        kept: dict[str, Link] = {}
+        for runner in self._runners.values():
+            record = runner.record
+            if record.vm == "running" and record.id in states:
+                link = self._link_on_file(runner)
+                if link is not None and link.tap in taps:
+                    kept[record.id] = link
+                else:
+                    fail(parts, runner, Failure("link-lost", "the VM's link was gone when the agent started again"))
+            elif record.vm == "running":
+                self.vm_ended(runner.names.domain, "gone while the agent was away")
+        parts.wall.ensure_base([rules_of(link) for link in kept.values()])
+        for ulid, link in kept.items():
+            log.info("vm_adopted", runner=ulid)
+            runner = self._runners[ulid]
+            parts.wires.up(link.tap, slot_at(parts.settings.links_range, runner.record.slot))
+            if states[ulid] == "paused":  # killed between the record and the call
+                parts.talk.ensure(ulid, runner.paths(parts).channel)
+                parts.hypervisor.resume(runner.names.domain)
+        for runner in self._runners.values():
+            if runner.record.vm == "making":
+                self._unmake(runner)
+
+    def _unmake(self, runner: Runner) -> None:
+        """It never ran: clear it away, so that it can be made from the beginning."""
+        record = runner.record
+        carry_out(self.parts, runner, None, Step("end", "the agent restarted while it was being made"))
+        if record.is_proved_gone:
+            with runner.lock:
+                runner.record = Record(id=record.id, machine=record.machine)
+                self.parts.records.save(runner.record)
+
+    def _link_on_file(self, runner: Runner) -> Link | None:
+        try:
+            return msgspec.json.decode(runner.paths(self.parts).link.read_bytes(), type=Link)
+        except (OSError, msgspec.MsgspecError):
+            want = self._wishes.get(runner.record.id)
+            if want is None or runner.record.slot < 0:
+                return None
+            return link_of(want, slot_at(self.parts.settings.links_range, runner.record.slot))
+
+
+def _situation(runner: Runner | None, missing_s: float) -> Situation:
+    if runner is None:
+        return Situation(missing_s=missing_s)
+    return Situation(
+        missing_s=missing_s,
+        applied=runner.applied,
+        stop_told=runner.stop_told,
+        refused_at=runner.refused_at,
+        seed_tried_at=runner.seed_tried_at,
+    )
+
+
+def _holds_room(runner: Runner) -> bool:
+    return not runner.record.has("domain_gone") and not runner.record.is_proved_gone
+
+
+def _is_usable(wish: DesiredRunner) -> bool:
+    """An id that isn't a ULID can't name anything here."""
+    try:
+        names_of(wish.id)
+    except ValueError:
+        log.warning("wish_left_out", id=wish.id[:40])
+        return False
+    return True

@@ -1,0 +1,184 @@
+"""The libvirt description of one runner's VM: a pure function from values to XML.
+
+No secret is in it: whoever may ask libvirt may read it.  The JIT configuration is on the seed, which only QEMU's user
+can read and which is gone before the runner starts.
+
+What stands out:
+
+* direct boot of the image's kernel: no firmware, no boot loader;
+* the disk's cache mode is ``unsafe``: nothing on it needs to survive the host;
+* the seed's drive is SCSI, since Debian's cloud kernel has no AHCI; it can be ejected;
+* ``on_reboot`` and ``on_crash`` destroy: a runner has one life;
+* the serial console goes to a file by virtlogd, which rotates it: a guest that prints without end can't fill the disk;
+* no balloon, graphics, sound, USB or input device: each is code in QEMU that a guest can talk to.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from orchestrator.host.ruleset import GUEST_MAC
+
+METADATA = "urn:ironcd:runner:1"
+CHANNEL = "org.ironcd.0"
+SEED_TARGET = "sda"
+
+DomainType = Literal["kvm", "qemu", "test"]
+
+
+class DomainSpec(msgspec.Struct, frozen=True):
+    """Paths are absolute.  ``memory_mib`` in MiB.  ``ulid`` ends up in our metadata, which a sweeper knows it by."""
+
+    ulid: str
+    name: str
+    domain_type: DomainType
+    vcpus: int
+    memory_mib: int
+    kernel: str
+    initrd: str  # empty where the kernel needs none
+    cmdline: str
+    disk: str
+    backing: str
+    seed: str
+    tap: str
+    channel: str
+    console: str
+    owner: str = ""
+    """``+UID:+GID`` that QEMU runs as; empty for what libvirt is configured to use."""
+
+
+def domain_xml(spec: DomainSpec) -> str:
+    """The domain of ``spec``, for ``virDomainCreateXML``."""
+    ET.register_namespace("ironcd", METADATA)
+    root = ET.Element("domain", {"type": spec.domain_type})
+    _text(root, "name", spec.name)
+    ET.SubElement(root, "genid")
+    metadata = ET.SubElement(root, "metadata")
+    ET.SubElement(metadata, f"{{{METADATA}}}runner", {"id": spec.ulid})
+    _text(root, "memory", str(spec.memory_mib), {"unit": "MiB"})
+    _text(root, "vcpu", str(spec.vcpus))
+    boot = ET.SubElement(root, "os")
+    _text(boot, "type", "hvm", _machine(spec))
+    _text(boot, "kernel", spec.kernel)
+    if spec.initrd:
+        _text(boot, "initrd", spec.initrd)
+    _text(boot, "cmdline", spec.cmdline)
+    features = ET.SubElement(root, "features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(features, "apic")
+    root.extend(_cpu(spec))
+    ET.SubElement(root, "clock", {"offset": "utc"})
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        _text(root, event, "destroy")
+    if spec.owner and spec.domain_type != "test":
+        label = ET.SubElement(root, "seclabel", {"type": "static", "model": "dac", "relabel": "yes"})
+        _text(label, "label", spec.owner)
+    devices = ET.SubElement(root, "devices")
+    _disks(devices, spec)
+    _link(devices, spec)
+    _ports(devices, spec)
+    return ET.tostring(root, encoding="unicode")
+
+
+def empty_seed_xml() -> str:
+    """The seed's drive with nothing in it, for a live update that ejects."""
+    drive = ET.Element("disk", {"type": "file", "device": "cdrom"})
+    ET.SubElement(drive, "driver", {"name": "qemu", "type": "raw"})
+    ET.SubElement(drive, "target", {"dev": SEED_TARGET, "bus": "scsi"})
+    ET.SubElement(drive, "readonly")
+    return ET.tostring(drive, encoding="unicode")
+
+
+def ulid_in(xml: str) -> str | None:
+    """The ULID in the metadata of a domain's XML; None where it has none of ours."""
+    runner = ET.fromstring(xml).find(f"metadata/{{{METADATA}}}runner")  # noqa: S314 - libvirt's own answer, expat has no entities from it
+    return None if runner is None else runner.get("id")
+
+
+def seed_source(xml: str) -> str | None:
+    """Path of what lies in the seed's drive; None where it is empty."""
+    root = ET.fromstring(xml)  # noqa: S314 - libvirt's own answer
+    for drive in root.findall("devices/disk[@device='cdrom']"):
+        source = drive.find("source")
+        if source is not None:
+            return source.get("file")
+    return None
+
+
+def qemu_group(capabilities: str) -> int | None:
+    """The group that libvirt runs QEMU with, by its capabilities; None where the driver runs none."""
+    root = ET.fromstring(capabilities)  # noqa: S314 - libvirt's own answer
+    for model in root.findall("host/secmodel"):
+        if model.findtext("model") != "dac":
+            continue
+        label = model.findtext("baselabel") or ""
+        _, _, group = label.partition(":")
+        number = group.removeprefix("+")
+        return int(number) if number.isdigit() else None
+    return None
+
+
+def _machine(spec: DomainSpec) -> dict[str, str]:
+    return {"arch": "i686"} if spec.domain_type == "test" else {"arch": "x86_64", "machine": "q35"}
+
+
+def _cpu(spec: DomainSpec) -> list[ET.Element]:
+    if spec.domain_type == "test":
+        return []
+    mode = "host-passthrough" if spec.domain_type == "kvm" else "maximum"
+    return [ET.Element("cpu", {"mode": mode, "check": "none", "migratable": "off"})]
+
+
+def _disks(devices: ET.Element, spec: DomainSpec) -> None:
+    disk = _add(devices, "disk", {"type": "file", "device": "disk"})
+    _add(disk, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe", "discard": "unmap"})
+    _add(disk, "source", {"file": spec.disk})
+    if spec.backing:
+        backing = _add(disk, "backingStore", {"type": "file"})
+        _add(backing, "format", {"type": "qcow2"})
+        image = _add(backing, "source", {"file": spec.backing})
+        _add(image, "seclabel", {"model": "dac", "relabel": "no"})
+        _add(backing, "backingStore")
+    _add(disk, "target", {"dev": "vda", "bus": "virtio"})
+    if spec.domain_type != "test":
+        _add(devices, "controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"})
+    seed = _add(devices, "disk", {"type": "file", "device": "cdrom"})
+    _add(seed, "driver", {"name": "qemu", "type": "raw"})
+    _add(seed, "source", {"file": spec.seed})
+    _add(seed, "target", {"dev": SEED_TARGET, "bus": "scsi"})
+    _add(seed, "readonly")
+
+
+def _link(devices: ET.Element, spec: DomainSpec) -> None:
+    link = _add(devices, "interface", {"type": "ethernet"})
+    _add(link, "mac", {"address": GUEST_MAC})
+    _add(link, "target", {"dev": spec.tap, "managed": "no"})
+    _add(link, "model", {"type": "virtio"})
+    _add(link, "driver", {"name": "qemu"})
+
+
+def _ports(devices: ET.Element, spec: DomainSpec) -> None:
+    serial = _add(devices, "serial", {"type": "file"})
+    _add(serial, "source", {"path": spec.console})
+    _add(serial, "target", {"port": "0"})
+    channel = _add(devices, "channel", {"type": "unix"})
+    _add(channel, "source", {"mode": "bind", "path": spec.channel})
+    _add(channel, "target", {"type": "virtio", "name": CHANNEL})
+    rng = _add(devices, "rng", {"model": "virtio"})
+    _text(rng, "backend", "/dev/urandom", {"model": "random"})
+    _add(devices, "controller", {"type": "usb", "model": "none"})
+    _add(devices, "memballoon", {"model": "none"})
+    if spec.domain_type != "test":
+        _add(devices, "panic", {"model": "isa"})
+
+
+def _add(parent: ET.Element, tag: str, attributes: Mapping[str, str] | None = None) -> ET.Element:
+    return ET.SubElement(parent, tag, dict(attributes or {}))
+
+
+def _text(parent: ET.Element, tag: str, text: str, attributes: Mapping[str, str] | None = None) -> None:
+    _add(parent, tag, attributes).text = text

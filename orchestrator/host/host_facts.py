@@ -1,0 +1,41 @@
+"""What the host is: its room for VMs, its boot, and what an administrator should correct."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from orchestrator.core.machine import Capacity
+from orchestrator.core.settings import HostSettings
+from orchestrator.host.paths import HostPaths
+
+_GIB = 1 << 30
+
+
+def capacity_of(settings: HostSettings, paths: HostPaths) -> Capacity:
+    """What VMs can have in all: the machine less its reserve.  Disk counts what overlays already take as free."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return Capacity(
+        vcpus=max(0, (os.cpu_count() or 1) - settings.reserve_vcpus),
+        memory_mib=max(0, memory - settings.reserve_memory_mib),
+        disk_gib=max(0, (_free(paths.disks) + _taken(paths.disks)) // _GIB - settings.reserve_disk_gib),
+    )
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def _taken(folder: Path) -> int:
+    taken = 0
+    for entry in os.scandir(folder):
+        try:
+            taken += entry.stat(follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return taken

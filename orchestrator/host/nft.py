@@ -1,0 +1,110 @@
+"""libnftables through its own Python binding, on the one thread that lives in the VMs' network namespace.
+
+Debian ships the binding (``python3-nftables``: plain ctypes) for its own interpreter only.  It is loaded by path, so that
+a virtual environment sees this package and nothing else of ``dist-packages``.  libnftables acts on the namespace of the
+thread that opened it, hence `NamespaceThread`: one thread, moved into the namespace for good, which everything about
+the VMs' links and filter runs on, one call after the other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from orchestrator.core.errors import HostError
+from orchestrator.system import netns
+
+_FOLDERS = (Path("/usr/lib/python3/dist-packages/nftables"),)
+_T = TypeVar("_T")
+
+Json = dict[str, Any]
+
+
+class Nft(Protocol):
+    """One libnftables context."""
+
+    def apply(self, commands: list[Json]) -> None:
+        """Run ``commands`` as one transaction: all of them, or none.  Raises HostError (``nft-refused``)."""
+
+    def listing(self) -> Json:
+        """The whole ruleset of the namespace, as ``list ruleset`` gives it."""
+
+
+class LibNft:
+    """The real one.  Must be made and used on one thread (`NamespaceThread`)."""
+
+    def __init__(self) -> None:
+        self._context = _binding().Nftables()
+        self._context.set_json_output(True)
+
+    def apply(self, commands: list[Json]) -> None:
+        if not commands:
+            return
+        status, _, error = self._context.json_cmd({"nftables": commands})
+        if status != 0:
+            raise _refused(error)
+
+    def listing(self) -> Json:
+        status, answer, error = self._context.json_cmd({"nftables": [{"list": {"ruleset": None}}]})
+        if status != 0:
+            raise _refused(error)
+        return answer if isinstance(answer, dict) else {"nftables": []}
+
+
+class NamespaceThread:
+    """A thread that lives in network namespace ``name``; `call` runs a function there and gives back its result."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"netns-{name}")
+        self._pool.submit(netns.enter, name).result()
+        self._inode = self._pool.submit(lambda: os.stat("/proc/thread-self/ns/net").st_ino).result()
+
+    def call(self, function: Callable[..., _T], *args: Any) -> _T:
+        return self._pool.submit(function, *args).result()
+
+    def is_current(self) -> bool:
+        """False where the namespace of that name was deleted, or made anew, behind our back."""
+        try:
+            return os.stat(f"/run/netns/{self.name}").st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _binding() -> Any:
+    """The module ``nftables``: the installed one, or Debian's."""
+    module = sys.modules.get("nftables")
+    if module is not None:
+        return module
+    for folder in _FOLDERS:
+        init = folder / "__init__.py"
+        if not init.exists():
+            continue
+        spec = importlib.util.spec_from_file_location("nftables", init, submodule_search_locations=[str(folder)])
+        if spec is None or spec.loader is None:
+            continue
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["nftables"] = module
+        spec.loader.exec_module(module)
+        return module
+    raise HostError(
+        "libnftables' Python binding isn't installed",
+        code="nftables-missing",
+        remedy="apt-get install python3-nftables",
+    )
+
+
+def _refused(error: str) -> HostError:
+    return HostError(
+        f"nftables refused the rules: {error.strip()}",
+        code="nft-refused",
+        remedy="Run `ironcd doctor`; the kernel must have nf_tables with the inet and netdev families, NFLOG and conntrack.",
+    )

@@ -1,0 +1,109 @@
+"""What the agent's steps work with: the host's own things behind their protocols, so that tests can put others there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from orchestrator.core.link import Limits, Link
+from orchestrator.core.names import Names, names_of
+from orchestrator.core.policy import compile_policy
+from orchestrator.core.settings import HostSettings
+from orchestrator.core.wire import DesiredRunner, Mark
+from orchestrator.host.channels import Talk
+from orchestrator.host.domain_xml import DomainType
+from orchestrator.host.gateway import Gateway
+from orchestrator.host.hypervisor import Hypervisor
+from orchestrator.host.links import Wires
+from orchestrator.host.paths import HostPaths, VmPaths, vm_paths
+from orchestrator.host.record import Record, Records
+from orchestrator.host.ruleset import VmRules
+from orchestrator.host.slots import Slot, Slots
+from orchestrator.host.wall import Firewall
+
+
+@dataclass
+class Parts:
+    settings: HostSettings
+    paths: HostPaths
+    hypervisor: Hypervisor
+    wall: Firewall
+    wires: Wires
+    gateway: Gateway
+    slots: Slots
+    records: Records
+    domain_type: DomainType = "qemu"
+    clock: Callable[[], float] = time.time
+    talk: Talk = None  # type: ignore[assignment]  # set by the agent, which hears what the channels say
+    changed: Callable[[], None] = lambda: None
+    """Called when something that the control plane should see has changed."""
+
+
+class Cancelled(Exception):
+    pass
+
+
+@dataclass
+class Runner:
+    """One runner on this host while this process lives.  ``lock`` guards ``record`` and what stands beside it."""
+
+    record: Record
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    busy: str = ""
+    """The verb of the step that is being carried out."""
+    cancel: threading.Event = field(default_factory=threading.Event)
+    applied: bool = False
+    stop_told: bool = False
+    refused_at: float = 0.0
+    seed_tried_at: float = 0.0
+    not_before: float = 0.0
+    """A step that failed is tried again then."""
+    secret: str = ""
+    """Its JIT configuration, for as long as the seed exists: taken out of the console's text."""
+
+    @property
+    def names(self) -> Names:
+        return names_of(self.record.id)
+
+    def paths(self, parts: Parts) -> VmPaths:
+        return vm_paths(parts.paths, self.names)
+
+    def mark(self, parts: Parts, mark: Mark) -> None:
+        with self.lock:
+            if not self.record.mark(mark, parts.clock()):
+                return
+            parts.records.save(self.record)
+        parts.changed()
+
+    def save(self, parts: Parts) -> None:
+        with self.lock:
+            parts.records.save(self.record)
+        parts.changed()
+
+
+def link_of(want: DesiredRunner, slot: Slot, *, limits: Limits | None = None) -> Link:
+    """What the gateway is told of the link of ``want``."""
+    return Link(
+        tap=names_of(want.id).tap,
+        guest_ip=slot.guest_ip,
+        gateway_ip=slot.gateway_ip,
+        identity=want.identity,
+        policy=want.policy,
+        generation=want.generation,
+        bound=want.bound,
+        limits=limits or Limits(),
+    )
+
+
+def rules_of(link: Link) -> VmRules:
+    """What the packet filter holds for ``link``."""
+    ranges = tuple(compile_policy(link.policy).cidr_ports())
+    return VmRules(link.tap, link.guest_ip, link.gateway_ip, link.limits, ranges)
+
+
+def without_secret(want: DesiredRunner) -> DesiredRunner:
+    return msgspec.structs.replace(want, jit="")

@@ -1,0 +1,96 @@
+"""What this host remembers of one runner, and where: ``<state>/runners/<name>.json``.
+
+Written before the step that must not be done twice: a VM is resumed once (``released``), since its JIT configuration
+is good for one runner.  No secret is in it.  Libvirt, nftables and the folders remain the truth about what exists; the
+record only holds what can't be seen there: when things happened, and why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from orchestrator.core.machine import MachineClass
+from orchestrator.core.names import names_of, ulid_of
+from orchestrator.core.wire import Failure, GuestClaim, Mark, ObservedRunner, Proof, VmState
+from orchestrator.system.files import write_atomic
+
+log = structlog.get_logger()
+
+
+class Record(msgspec.Struct):
+    id: str
+    machine: MachineClass
+    vm: VmState = "absent"
+    slot: int = -1
+    """Index of its link; -1 where it has none."""
+    released: bool = False
+    """The VM was resumed, or is about to be: it is never made a second time."""
+    marks: dict[str, float] = {}
+    policy: str = ""
+    generation: int = 0
+    bound: bool = False
+    """The policy in force is the job's."""
+    claim: GuestClaim | None = None
+    exit_code: int | None = None
+    failure: Failure | None = None
+    proof: Proof | None = None
+    end_reason: str = ""
+
+    def mark(self, mark: Mark, now: float) -> bool:
+        """Note when ``mark`` first became true; False where it was already."""
+        if mark in self.marks:
+            return False
+        self.marks[mark] = now
+        return True
+
+    def has(self, mark: Mark) -> bool:
+        return mark in self.marks
+
+    @property
+    def is_proved_gone(self) -> bool:
+        return self.proof is not None and self.proof.whole
+
+    def observed(self) -> ObservedRunner:
+        return ObservedRunner(
+            id=self.id,
+            vm=self.vm,
+            marks=dict(self.marks),
+            policy=self.policy,
+            generation=self.generation,
+            claim=self.claim,
+            exit_code=self.exit_code,
+            failure=self.failure,
+            proof=self.proof,
+        )
+
+
+class Records:
+    """The folder of records.  A record that can't be read is left out: the sweep finds what belonged to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, record: Record) -> None:
+        write_atomic(self._path(record.id), msgspec.json.encode(record))
+
+    def forget(self, ulid: str) -> None:
+        self._path(ulid).unlink(missing_ok=True)
+
+    def load(self) -> Iterator[Record]:
+        for name in sorted(os.listdir(self._folder)):
+            ulid = ulid_of(name.removesuffix(".json"))
+            if ulid is None or not name.endswith(".json"):
+                continue
+            try:
+                yield msgspec.json.decode((self._folder / name).read_bytes(), type=Record)
+            except (OSError, msgspec.MsgspecError) as error:
+                log.warning("record_unreadable", runner=ulid, error=str(error))
+                self.forget(ulid)
+
+    def _path(self, ulid: str) -> Path:
+        return self._folder / f"{names_of(ulid).domain}.json"

@@ -1,0 +1,132 @@
+"""Carrying out one step of a runner (`orchestrator.host.converge.Step`).  Runs on a worker thread; may take seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from orchestrator.core.errors import HostError, IronCDError
+from orchestrator.core.wire import DesiredRunner, Failure
+from orchestrator.host import console, guest
+from orchestrator.host.converge import Step
+from orchestrator.host.disk import delete
+from orchestrator.host.end import end
+from orchestrator.host.parts import Cancelled, Parts, Runner, link_of, rules_of
+from orchestrator.host.slots import slot_at
+from orchestrator.host.start import put_in_force, start
+
+log = structlog.get_logger()
+
+RETRY_S = 2.0
+
+
+def carry_out(parts: Parts, runner: Runner, want: DesiredRunner | None, step: Step) -> None:
+    """Do ``step``.  Never raises for what a host can be short of: the record says what failed, or a later turn tries again."""
+    try:
+        if step.verb == "end":
+            _end(parts, runner, step)
+        elif step.verb == "fail":
+            fail(parts, runner, Failure(code=step.code, message=step.reason))
+        elif want is not None:
+            _WITH_WISH[step.verb](parts, runner, want, step)
+    except Cancelled:
+        log.info("start_cancelled", runner=runner.record.id)
+        with runner.lock:
+            runner.record.vm = "failed"
+            runner.record.end_reason = "not wished any more while it was being made"
+    except IronCDError as error:
+        _failed(parts, runner, step, error)
+    parts.changed()
+
+
+def fail(parts: Parts, runner: Runner, failure: Failure) -> None:
+    """Note why ``runner`` failed, with its console's last lines; the next turn clears it away."""
+    secrets = (runner.secret,) if runner.secret else ()
+    text = console.tail(runner.paths(parts).console, secrets)
+    with runner.lock:
+        record = runner.record
+        record.failure = record.failure or Failure(failure.code, failure.message, failure.remedy, text)
+        record.vm = "failed"
+    log.warning("vm_failed", runner=runner.record.id, code=failure.code, message=failure.message)
+    runner.save(parts)
+
+
+def _failed(parts: Parts, runner: Runner, step: Step, error: IronCDError) -> None:
+    if step.verb == "start":
+        fail(parts, runner, Failure(error.code, error.message, error.remedy))
+        return
+    runner.not_before = parts.clock() + RETRY_S
+    log.warning("step_failed", runner=runner.record.id, step=step.verb, code=error.code, error=error.message)
+
+
+def _end(parts: Parts, runner: Runner, step: Step) -> None:
+    proof = end(parts, runner, step.reason)
+    if proof.whole:
+        log.info("vm_proved_gone", runner=runner.record.id, reason=step.reason)
+    else:
+        runner.not_before = parts.clock() + RETRY_S
+        log.warning("not_all_gone", runner=runner.record.id, proof=repr(proof))
+
+
+def _start(parts: Parts, runner: Runner, want: DesiredRunner, _step: Step) -> None:
+    start(parts, runner, want)
+    log.info("vm_running", runner=want.id, took=round(parts.clock() - runner.record.marks["accepted"], 3))
+
+
+def _stop(parts: Parts, runner: Runner, _want: DesiredRunner, _step: Step) -> None:
+    runner.stop_told = True
+    parts.talk.send(runner.record.id, guest.Stop())
+
+
+def _refuse(parts: Parts, runner: Runner, _want: DesiredRunner, step: Step) -> None:
+    runner.refused_at = parts.clock()
+    parts.talk.send(runner.record.id, guest.Refused(step.reason[:1000]))
+
+
+def _unseed(parts: Parts, runner: Runner, _want: DesiredRunner, _step: Step) -> None:
+    """Eject the seed, delete it, and look; only then may the guest start its runner."""
+    runner.seed_tried_at = parts.clock()
+    seed = runner.paths(parts).seed
+    ejected = parts.hypervisor.eject_seed(runner.names.domain)
+    delete(seed)
+    if not ejected or seed.exists():
+        raise HostError(
+            f"the seed of {runner.names.domain} is still there",
+            code="seed-stays",
+            remedy="See libvirtd's log; the runner isn't started until it is gone.",
+        )
+    with runner.lock:
+        runner.secret = ""
+    runner.mark(parts, "seed_gone")
+    parts.talk.send(runner.record.id, guest.SeedGone())
+
+
+def _apply(parts: Parts, runner: Runner, want: DesiredRunner, step: Step) -> None:
+    """Put the wished policy in force: the gateway first, which judges every connection, then the kernel's ranges."""
+    link = link_of(want, slot_at(parts.settings.links_range, runner.record.slot))
+    put_in_force(parts, runner, link)
+    parts.wall.set_ranges(link.tap, rules_of(link).ranges)
+    if link.bound:
+        runner.mark(parts, "policy_bound")
+        _release(parts, runner, want, step)
+
+
+def _release(parts: Parts, runner: Runner, want: DesiredRunner, _step: Step) -> None:
+    """Tell the guest that the job's policy is in force.  The mark is for a job that waits; the guest keeps the word."""
+    policy = want.policy
+    told = parts.talk.send(runner.record.id, guest.Bound(policy.digest, policy.mode, len(policy.rules)))
+    if not told:
+        raise HostError("the guest's channel is closed", code="channel-failed", remedy="It is opened again by itself.")
+    if runner.record.has("job_hint"):
+        runner.mark(parts, "steps_released")
+
+
+_WITH_WISH: dict[str, Callable[[Parts, Runner, DesiredRunner, Step], None]] = {
+    "start": _start,
+    "stop": _stop,
+    "refuse": _refuse,
+    "unseed": _unseed,
+    "apply": _apply,
+    "release": _release,
+}
