@@ -42,6 +42,8 @@ def main() -> int:
 def serve(config: SimulatorConfig) -> None:
     """Run until SIGTERM or SIGINT, and leave nothing behind."""
     ended = threading.Event()
+    # One from before would tell lies until this simulator is ready.
+    Path(config.ready_file).unlink(missing_ok=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ended.set())
     with contextlib.ExitStack() as stack:

@@ -204,6 +204,7 @@ class World:
     def _listen(self) -> None:
         with netns.inside(self.netns):
             tcp = socket.create_server((_ANY, _TCP_PORT), backlog=4096)
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             udp = [_udp_socket(port) for port in (_DNS_PORT, _UDP_PORT)]
             sniffer = open_sniffer("out0")
         ready: Future[None] = Future()

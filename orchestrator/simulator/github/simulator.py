@@ -124,6 +124,8 @@ class Simulator:
         await asyncio.gather(clockwork, return_exceptions=True)
 
     def _serve(self, listener: socket.socket, tls: tuple[Path, Path] | None) -> None:
+        # asyncio sets it only where the socket was made with the protocol's number; accepted sockets inherit it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             self.github.app,
             log_config=None,
