@@ -25,8 +25,10 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """No runner is made for it earlier."""
     checked_at: float = 0.0
     """When GitHub was last asked about it."""
+    refusal: str = ""
+    """What its commit status ought to say of its policy; empty where nothing is wrong with it."""
     status: str = ""
-    """What its commit status says: ``failure`` with the reason, or empty."""
+    """What its commit status says."""
     over_at: float = 0.0
     permanent: str = ""
     """Why no runner is made for it any more, ever; for a person to read."""
@@ -50,6 +52,8 @@ class RunnerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """At GitHub, for the order that it is owed; 0 once one succeeded."""
     not_before: float = 0.0
     checked_at: float = 0.0
+    boot_by: float = 0.0
+    end_by: float = 0.0
     waiting: str = ""
     """What it waits for, for a person to read."""
     story: tuple[Moment, ...] = ()

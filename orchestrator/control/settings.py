@@ -52,7 +52,7 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runner_group_id: int = 1
     installations: tuple[int, ...] = ()
     """Where any is named, deliveries of other installations are set aside."""
-    classes: dict[str, MachineClass] = {OUR_LABEL: MachineClass(name=OUR_LABEL)}
+    classes: dict[str, MachineClass] = msgspec.field(default_factory=lambda: {OUR_LABEL: MachineClass(name=OUR_LABEL)})
     """By label; ``ironcd`` is the default one."""
     organisation_policy_file: str = ""
     """The policy above every repository's; empty: each repository must have its own."""

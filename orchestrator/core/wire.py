@@ -95,6 +95,8 @@ class DesiredRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     bound: bool = False
     reason: str = ""
     """Why it should be gone."""
+    refused: str = ""
+    """Why its job gets no policy: the guest's hook is told and fails the job, for its user to read."""
     jit: str = ""
     """The encoded JIT configuration.  Present until `jit_taken` was observed, and never logged."""
     boot_by: float = 0.0

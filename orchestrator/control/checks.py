@@ -1,0 +1,165 @@
+"""What GitHub is asked without having said anything: claims of guests, ends that may have been missed, policies.
+
+A guest's claim to have a job is a reason to ask, and nothing else.  GitHub is asked only about repositories that the
+runner's registration reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from orchestrator.control.github import GitHub, GitHubFailure, Missing, RateLimited, Refused, Unavailable
+from orchestrator.control.ingest import class_of, learn
+from orchestrator.control.installations import Installations
+from orchestrator.control.policies import PolicyBook, RefusedPolicy
+from orchestrator.control.records import JobRecord, RunnerRecord
+from orchestrator.control.world import World
+from orchestrator.core.job import Job
+from orchestrator.core.names import ulid_of
+from orchestrator.core.wire import GuestClaim
+
+AT_ONCE = 20
+"""GitHub is asked about so many jobs in one pass; the others have their turn in the next."""
+ENDED_CHECK_S = 10.0
+"""How often GitHub is asked about a job whose runner has ended."""
+STATUS_CONTEXT = "ironcd/policy"
+
+
+class Checks:
+    def __init__(self, world: World, github: GitHub, book: PolicyBook, installations: Installations) -> None:
+        self._world = world
+        self._github = github
+        self._book = book
+        self._installations = installations
+
+    def claims(self) -> list[tuple[str, GuestClaim]]:
+        """Runners whose guest says that a job has begun, of which GitHub hasn't said so yet."""
+        world, found = self._world, []
+        for sighting in world.sightings.values():
+            for seen in sighting.observed.runners:
+                record = world.runners.get(seen.id)
+                if seen.claim is None or record is None or record.life.phase not in ("BOOTING", "READY"):
+                    continue
+                if world.now - record.checked_at >= world.settings.pace.claim_s and _may_have(record, seen.claim):
+                    found.append((seen.id, seen.claim))
+        return found
+
+    async def ask_claim(self, runner_id: str, claim: GuestClaim) -> None:
+        """Find the job that GitHub gave to the runner, among those of the run that the guest names."""
+        world = self._world
+        world.change_runner(runner_id, checked_at=world.now)
+        record = world.runners[runner_id]
+        repo, attempt = claim.repository, claim.run_attempt or 1
+        try:
+            jobs = await self._github.run_jobs(record.life.installation, repo, claim.run_id, attempt)
+            mine = [job for job in jobs if ulid_of(job.runner_name) == runner_id]
+            for job in mine:
+                await self._learn(job)
+        except GitHubFailure as error:
+            world.change_runner(runner_id, waiting=error.message)
+
+    def stale(self) -> list[JobRecord]:
+        """Jobs whose end may have been missed, those first that were asked about longest ago."""
+        due = [record for record in self._world.jobs.values() if self._is_stale(record)]
+        return sorted(due, key=lambda record: (record.checked_at, record.job.id))[:AT_ONCE]
+
+    async def ask_job(self, record: JobRecord) -> None:
+        job, world = record.job, self._world
+        world.put_job(msgspec.structs.replace(world.jobs[job.id], checked_at=world.now))
+        try:
+            seen = await self._github.get_job(job.installation, job.repo, job.id)
+            if seen is None:
+                gone = msgspec.structs.replace(job, state="completed", conclusion="cancelled", completed_at=world.now)
+                seen = msgspec.structs.replace(gone, story=())
+                world.tell_job(job.id, "unknown_to_github")
+            await self._learn(seen)
+        except GitHubFailure:
+            return
+
+    def unjudged(self) -> list[JobRecord]:
+        """Queued jobs of a class of ours whose policy hasn't been looked at, or was refused and may be mended."""
+        return [
+            record
+            for record in self._world.jobs.values()
+            if record.job.state in ("queued", "waiting") and record.job.served in ("no", "refused")
+        ]
+
+    async def judge(self, record: JobRecord) -> None:
+        """Serve the job where its policy can be made, refuse it where it can't."""
+        world, job = self._world, record.job
+        machine = class_of(world, job).machine
+        if machine is None:
+            return
+        images = next(self._images(machine.image), None)
+        try:
+            policy = await self._book.policy_of(job.installation, job.repo, images, world.now)
+        except (Unavailable, RateLimited) as error:
+            world.change_job(job.id, reason=f"its policy can't be read yet: {error.message}")
+            return
+        except (Refused, Missing) as error:
+            policy = RefusedPolicy(error.message, error.remedy)
+        if not isinstance(policy, RefusedPolicy):
+            world.change_job(job.id, served="yes", reason="")
+            world.put_job(msgspec.structs.replace(world.jobs[job.id], refusal=""))
+            return
+        if world.jobs[job.id].refusal != policy.summary:
+            world.tell_job(job.id, "policy_refused", f"{policy.reason}\n{policy.remedy}")
+        world.change_job(job.id, served="refused", reason=policy.reason)
+        world.put_job(msgspec.structs.replace(world.jobs[job.id], refusal=policy.summary))
+
+    def unsaid(self) -> list[JobRecord]:
+        """Jobs whose commit status says something else than it ought to."""
+        return [r for r in self._world.jobs.values() if r.refusal != r.status and r.job.head_sha]
+
+    async def say(self, record: JobRecord) -> None:
+        job, refusal = record.job, record.refusal
+        text = refusal or "the policy is accepted"
+        try:
+            await self._github.set_commit_status(
+                job.installation,
+                job.repo,
+                job.head_sha,
+                state="failure" if refusal else "success",
+                context=STATUS_CONTEXT,
+                description=text,
+            )
+        except (Unavailable, RateLimited):
+            return
+        except GitHubFailure as error:
+            self._world.tell_job(job.id, "status_refused", error.message)
+        self._world.put_job(msgspec.structs.replace(self._world.jobs[job.id], status=refusal))
+
+    async def _learn(self, job: Job) -> None:
+        installation = await self._installations.get(job.installation, job.repo, self._world.now)
+        if installation is not None:
+            learn(self._world, job, installation, None)
+
+    def _is_stale(self, record: JobRecord) -> bool:
+        world, job = self._world, record.job
+        every = world.settings.pace.job_check_s
+        if job.state == "in_progress" and job.served == "yes":
+            runner = world.runners.get(job.runner)
+            ended = runner is None or runner.life.phase in ("DESTROYING", "GONE")
+            begun = runner.life.since if runner is not None else 0.0
+            return world.now - max(record.checked_at, begun) >= (ENDED_CHECK_S if ended else every)
+        if job.state in ("queued", "in_progress", "waiting") and job.served != "ignored":
+            heard = job.story[-1].at if job.story else job.created_at
+            return world.now - max(record.checked_at, heard) >= 3 * every
+        return False
+
+    def _images(self, name: str) -> Iterator[dict[str, tuple[str, ...]]]:
+        for sighting in self._world.sightings.values():
+            yield from (image.presets for image in sighting.observed.images if image.name == name)
+
+
+def _may_have(record: RunnerRecord, claim: GuestClaim) -> bool:
+    """True where a runner registered as this one is could have a job of the repository that its guest names."""
+    owner, _, name = claim.repository.partition("/")
+    if not owner or not name or "/" in name or claim.run_id <= 0 or not set(claim.repository) <= _REPO_CHARACTERS:
+        return False
+    return owner.lower() == record.life.org.lower() if record.life.org else claim.repository == record.life.repo
+
+
+_REPO_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./")

@@ -1,0 +1,73 @@
+"""What each host should have, out of the runners that are on it: written only where it differs from what it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+
+from orchestrator.control.records import RunnerRecord, Sum
+from orchestrator.control.world import LIVE, World
+from orchestrator.core.flow import Identity
+from orchestrator.core.machine import MachineClass
+from orchestrator.core.policy import Policy
+from orchestrator.core.wire import Desired, DesiredRunner
+
+PolicyOf = Callable[[str], Awaitable[Policy | None]]
+
+
+async def desired_of(
+    world: World, host: str, records: Iterable[RunnerRecord], strays: Iterable[str], policy_of: PolicyOf
+) -> tuple[Desired, str] | None:
+    """The new `Desired` of ``host`` and its digest; None where it is as it was.  ``strays`` should be gone.
+
+    The JIT configurations aren't in it: whoever hands it to the host adds them.
+    """
+    runners = []
+    for record in sorted(records, key=lambda record: record.id):
+        wished = await _wished(world, record, policy_of)
+        if wished is not None:
+            runners.append(wished)
+    runners += [_unwanted(world, runner_id) for runner_id in sorted(strays)]
+    digest = hashlib.sha256(msgspec.json.encode(runners)).hexdigest()
+    known = world.sums.get(host)
+    if known is not None and known.digest == digest:
+        return None
+    generation = max(known.generation + 1 if known is not None else 0, int(world.now))
+    world.sums[host] = Sum(generation, digest)
+    return Desired(host, generation, tuple(runners)), digest
+
+
+async def _wished(world: World, record: RunnerRecord, policy_of: PolicyOf) -> DesiredRunner | None:
+    life = record.life
+    if life.vm != "asked":
+        return None
+    policy = await policy_of(record.policy) or world.baseline
+    run = life.phase in LIVE
+    return DesiredRunner(
+        id=record.id,
+        wish="run" if run else "gone",
+        machine=life.machine,
+        identity=record.identity,
+        policy=policy,
+        generation=record.generation,
+        bound=record.bound,
+        reason="" if run else life.reason,
+        refused=record.refused,
+        boot_by=record.boot_by,
+        end_by=life.deadline if life.phase == "RUNNING" else record.end_by,
+    )
+
+
+def _unwanted(world: World, runner_id: str) -> DesiredRunner:
+    """A machine that nobody knows: it should be gone, and what else is said of it doesn't matter."""
+    return DesiredRunner(
+        id=runner_id,
+        wish="gone",
+        machine=MachineClass(name="unknown"),
+        identity=Identity(runner=runner_id),
+        policy=world.baseline,
+        generation=1,
+        reason="unknown",
+    )

@@ -1,0 +1,104 @@
+"""From what the hosts report to what has happened to their runners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from orchestrator.control.records import RunnerRecord, Sighting
+from orchestrator.control.world import LIVE, World
+from orchestrator.core.placement import HostView
+from orchestrator.core.runner import HostLost, PolicyBound, RunnerExited, RunnerListened, Ticked, VmFailed, VmProvedGone
+from orchestrator.core.wire import ObservedRunner
+
+
+def observe(world: World) -> None:
+    """Take in every report, and the silence of hosts that send none; then let time pass."""
+    by_host = world.by_host()
+    for host, sighting in world.sightings.items():
+        lost = world.now - sighting.at > world.settings.pace.host_lost_s
+        seen = {runner.id: runner for runner in sighting.observed.runners}
+        for record in by_host.get(host, ()):
+            if lost:
+                world.happen(record.id, HostLost())
+            elif record.id in seen:
+                _observe_runner(world, record.id, seen[record.id])
+            else:
+                _observe_absence(world, record, sighting)
+    for runner_id in list(world.runners):
+        world.happen(runner_id, Ticked())
+
+
+def strays(world: World) -> Iterator[tuple[str, ObservedRunner]]:
+    """Host and runner for each machine that hosts have and we know nothing of (any more)."""
+    for host, sighting in world.sightings.items():
+        for runner in sighting.observed.runners:
+            if runner.id not in world.runners and not (runner.proof is not None and runner.proof.whole):
+                yield host, runner
+
+
+def host_views(world: World) -> list[HostView]:
+    """The hosts as placement sees them."""
+    views = []
+    by_host = world.by_host()
+    for host, sighting in sorted(world.sightings.items()):
+        seen = sighting.observed
+        silent = world.now - sighting.at
+        problems = "; ".join(
+            f"{problem.code}: {problem.message}" for problem in seen.problems if problem.code != "image-missing"
+        )
+        views.append(
+            HostView(
+                name=host,
+                capacity=seen.capacity,
+                taken=tuple(record.life.machine for record in by_host.get(host, ())),
+                images=frozenset(image.name for image in seen.images),
+                alive=silent <= world.settings.pace.host_away_s,
+                cordoned=seen.cordoned,
+                refuses=f"reports {problems}" if problems else "",
+            )
+        )
+    return views
+
+
+def _observe_runner(world: World, runner_id: str, seen: ObservedRunner) -> None:
+    record = _with_marks(world, world.runners[runner_id], seen)
+    world.put_runner(record)
+    if record.life.phase not in LIVE:
+        if record.proof is not None and record.proof.whole:
+            world.happen(runner_id, VmProvedGone())
+        return
+    if "runner_listening" in record.marks:
+        world.happen(runner_id, RunnerListened())
+    if record.bound and seen.policy == record.policy and seen.generation >= record.generation:
+        world.happen(runner_id, PolicyBound(record.policy))
+    if seen.exit_code is not None or "runner_exited" in record.marks:
+        world.happen(runner_id, RunnerExited(seen.exit_code if seen.exit_code is not None else 0))
+    elif seen.failure is not None:
+        world.happen(runner_id, VmFailed(seen.failure.code, seen.failure.message))
+    elif seen.vm in ("stopped", "crashed", "failed") or (seen.vm == "absent" and "domain_started" in record.marks):
+        world.happen(runner_id, VmFailed(f"vm_{seen.vm}", "the machine ended by itself"))
+
+
+def _observe_absence(world: World, record: RunnerRecord, sighting: Sighting) -> None:
+    """A host that has read the wish for it, had begun with it, and doesn't name it any more, has lost it."""
+    known = world.sums.get(sighting.observed.host)
+    has_read = known is not None and sighting.observed.generation == known.generation
+    if has_read and record.marks and record.life.phase in LIVE:
+        world.happen(record.id, VmFailed("vm_lost", f"host {sighting.observed.host} has it no more"))
+
+
+def _with_marks(world: World, record: RunnerRecord, seen: ObservedRunner) -> RunnerRecord:
+    fresh = {mark: at for mark, at in seen.marks.items() if mark not in record.marks}
+    for mark, at in sorted(fresh.items(), key=lambda item: item[1]):
+        record = record.tell(at, mark)
+    if fresh:
+        world.progress = True
+    return msgspec.structs.replace(
+        record,
+        marks={**record.marks, **fresh},
+        failure=seen.failure or record.failure,
+        proof=seen.proof or record.proof,
+        exit_code=seen.exit_code if seen.exit_code is not None else record.exit_code,
+    )

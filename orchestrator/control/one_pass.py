@@ -1,0 +1,245 @@
+"""One pass of a look: read everything, let what has happened happen, order what is owed, tell the hosts.
+
+Nothing is remembered between two passes that isn't in Redis, at GitHub or on a host, so a pass can be cut off at any
+line and the next one goes on.  The order:
+
+1. deliveries, what hosts report, time: what has happened;
+2. GitHub is asked where only it can know (claims of guests, ends that may have been missed, policies);
+3. runners are wanted, withdrawn and placed; all of this is recorded, and the deliveries leave the inbox;
+4. orders at GitHub are carried out, each recorded before and after;
+5. each host's desired state is written where it changed, and jobs that are over are put away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from orchestrator.control.checks import Checks
+from orchestrator.control.demand import meet_demand
+from orchestrator.control.desired import desired_of
+from orchestrator.control.github import GitHub, GitHubFailure
+from orchestrator.control.ingest import learn, settle
+from orchestrator.control.installations import Installations
+from orchestrator.control.observe import observe, strays
+from orchestrator.control.orders import Orders
+from orchestrator.control.policies import PolicyBook
+from orchestrator.control.records import Entry, Finished, JobRecord, Snapshot
+from orchestrator.control.recover import find_jobs, take_back
+from orchestrator.control.sealed import Seal
+from orchestrator.control.settings import ControlSettings
+from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
+from orchestrator.control.world import World
+from orchestrator.core.errors import StoreError
+from orchestrator.core.job import Job
+from orchestrator.core.policy import Policy
+from orchestrator.system import day_lines
+
+log = structlog.get_logger()
+
+
+class Means(msgspec.Struct, frozen=True):
+    """What a pass works with."""
+
+    store: Store
+    github: GitHub
+    settings: ControlSettings
+    book: PolicyBook
+    installations: Installations
+    seal: Seal
+    archive: Path
+    make_id: Callable[[], str]
+
+
+class Pass:
+    def __init__(self, means: Means, lease: Lease, snapshot: Snapshot, now: float) -> None:
+        self.means = means
+        self.lease = lease
+        self.snapshot = snapshot
+        self.world = World(snapshot, means.settings, means.book.baseline, now)
+        self.orders = Orders(self.world, means.github, means.book, means.seal, self._write)
+        self.checks = Checks(self.world, means.github, means.book, means.installations)
+        self._writing = asyncio.Lock()
+        self._read: list[Entry] = []
+        self._silent: set[str] = set()
+        """Hosts that are told nothing new, since it isn't known yet what they should be told."""
+        self._unwanted: dict[str, set[str]] = {}
+        self._known = snapshot.known
+
+    async def run(self) -> bool:
+        """True where another pass should follow at once."""
+        await self._ingest()
+        await self._take_back()
+        observe(self.world)
+        settle(self.world)
+        await self._all(self.checks.ask_claim(*claim) for claim in self.checks.claims())
+        await self._all(self.checks.ask_job(record) for record in self.checks.stale())
+        settle(self.world)
+        await self._all(self.checks.judge(record) for record in self.checks.unjudged())
+        meet_demand(self.world, self.means.make_id)
+        await self._write()
+        await self._all(self.checks.say(record) for record in self.checks.unsaid())
+        await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
+        await self._tell_hosts()
+        await self._put_away()
+        return self.world.progress or len(self.snapshot.inbox) >= INBOX_AT_ONCE
+
+    # What has happened
+
+    async def _ingest(self) -> None:
+        if not self._known:
+            try:
+                await find_jobs(self.world, self.means.github, self.means.installations)
+                self._known = True
+            except GitHubFailure as error:
+                log.warning("recovery_waits", error=error.message)
+        finished = await self._finished(entry for entry in self.snapshot.inbox)
+        for entry in self.snapshot.inbox:
+            try:
+                await self._take(entry, finished)
+            except (GitHubFailure, StoreError):
+                log.warning("delivery_waits", entry=entry.id)
+            except Exception:
+                log.exception("delivery_failed", entry=entry.id)
+                await self.means.store.put_aside(self.lease, entry, "reading it failed; see the worker's log")
+
+    async def _finished(self, entries: Iterable[Entry]) -> dict[int, JobRecord]:
+        """The records of jobs that are spoken of and were put away."""
+        jobs = {entry.delivery.job.id for entry in entries if entry.delivery and entry.delivery.job}
+        return await self.means.store.finished_jobs(sorted(jobs - self.world.jobs.keys()))
+
+    async def _take(self, entry: Entry, finished: dict[int, JobRecord]) -> None:
+        delivery = entry.delivery
+        if delivery is None:
+            await self.means.store.put_aside(self.lease, entry, "it can't be read")
+            return
+        if delivery.installation is not None:
+            self.means.installations.forget()
+        elif delivery.job is not None and not await self._learn(delivery.job, finished):
+            await self._foreign(entry, delivery.job)
+            return
+        self._read.append(entry)
+
+    async def _learn(self, job: Job, finished: dict[int, JobRecord]) -> bool:
+        """False where the job is of an installation that isn't ours."""
+        installation = await self.means.installations.get(job.installation, job.repo, self.world.now)
+        if installation is None:
+            return False
+        learn(self.world, job, installation, finished.get(job.id))
+        return True
+
+    async def _foreign(self, entry: Entry, job: Job) -> None:
+        log.warning("delivery_foreign", installation=job.installation, repo=job.repo)
+        await self.means.store.put_aside(self.lease, entry, f"installation {job.installation} isn't ours")
+        if job.installation:
+            changes = self.means.store.changes()
+            changes.put_foreign(job.installation)
+            await self.means.store.commit(self.lease, changes)
+
+    async def _take_back(self) -> None:
+        """Decide what becomes of machines that hosts have and we have no record of."""
+        found = list(strays(self.world))
+        gone = await self.means.store.gone_runners(seen.id for _, seen in found)
+        for host, seen in found:
+            try:
+                known = seen.id in gone
+                taken = (
+                    None
+                    if known
+                    else await take_back(self.world, self.means.github, self.means.installations, host, seen)
+                )
+            except GitHubFailure:
+                self._silent.add(host)
+                continue
+            if taken is None:
+                self._unwanted.setdefault(host, set()).add(seen.id)
+
+    # What is done about it
+
+    async def _all(self, calls: Iterable[Awaitable[None]]) -> None:
+        """Await ``calls``, a few at a time.  One that fails by a fault of ours stops no other."""
+        gate = asyncio.Semaphore(self.means.settings.github_concurrency)
+
+        async def one(call: Awaitable[None]) -> None:
+            async with gate:
+                try:
+                    await call
+                except StoreError:
+                    raise
+                except Exception:
+                    self.world.count("worker_errors")
+                    log.exception("order_failed")
+
+        async with asyncio.TaskGroup() as tasks:
+            for call in calls:
+                tasks.create_task(one(call))
+
+    async def _write(self) -> None:
+        """Record all that has changed, in one write."""
+        async with self._writing:
+            changes = self.means.store.changes()
+            self.world.take_changes(changes)
+            for runner_id, sealed in self.orders.sealed.items():
+                changes.put_jit(runner_id, sealed, self.means.settings.pace.jit_s)
+            self.orders.sealed = {}
+            for entry in self._read:
+                changes.take_out(entry.id)
+            self._read = []
+            if self._known and not self.snapshot.known:
+                changes.set_known()
+            if changes:
+                await self.means.store.commit(self.lease, changes)
+
+    async def _tell_hosts(self) -> None:
+        """Write each host's desired state where it isn't what it was.  Before recovery is done, no host is told any."""
+        if not self._known:
+            return
+        changes = self.means.store.changes()
+        by_host = self.world.by_host()
+        for host in sorted((self.world.sightings.keys() | by_host.keys()) - self._silent):
+            unwanted = self._unwanted.get(host, ())
+            made = await desired_of(self.world, host, by_host.get(host, ()), unwanted, self._policy)
+            if made is not None:
+                changes.put_desired(*made)
+        if changes:
+            await self.means.store.commit(self.lease, changes)
+
+    async def _policy(self, digest: str) -> Policy | None:
+        return self.world.baseline if digest == self.world.baseline.digest else await self.means.store.policy(digest)
+
+    async def _put_away(self) -> None:
+        """Archive the jobs that are over and whose runner is gone, then let go of them.
+
+        A crash between the two archives a job twice; whoever reads takes the later line.
+        """
+        done = [record for record in self.world.jobs.values() if self._is_done(record)]
+        if not done:
+            return
+        changes = self.means.store.changes()
+        lines = [msgspec.json.encode(await self._story_of(record)) for record in done if record.job.served != "ignored"]
+        if lines:
+            day = day_lines.day_of(self.world.now)
+            await asyncio.to_thread(day_lines.append, self.means.archive, day, lines)
+        for record in done:
+            changes.finish_job(record if record.over_at else msgspec.structs.replace(record, over_at=self.world.now))
+            self.world.let_go_of_job(record.job.id)
+        await self.means.store.commit(self.lease, changes)
+
+    def _is_done(self, record: JobRecord) -> bool:
+        if record.job.served == "ignored":
+            return True
+        runners = (self.world.runners.get(runner_id) for runner_id in record.runners)
+        held = any(runner is not None and runner.life.phase != "GONE" for runner in runners)
+        return record.job.over and not held
+
+    async def _story_of(self, record: JobRecord) -> Finished:
+        known = {
+            runner_id: self.world.runners[runner_id] for runner_id in record.runners if runner_id in self.world.runners
+        }
+        gone = await self.means.store.gone_runners(set(record.runners) - known.keys())
+        found = {**gone, **known}
+        return Finished(record, tuple(found[runner_id] for runner_id in record.runners if runner_id in found))

@@ -1,0 +1,91 @@
+"""Looking: passes under the lease until nothing is left to do.  See `orchestrator.control.one_pass` for what a pass does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ulid import ULID
+
+from orchestrator.control.github import GitHub
+from orchestrator.control.installations import Installations
+from orchestrator.control.one_pass import Means, Pass
+from orchestrator.control.policies import PolicyBook
+from orchestrator.control.sealed import Seal
+from orchestrator.control.settings import ControlSettings
+from orchestrator.control.store import LEASE_MS, Lease, LeaseLost, Store
+from orchestrator.core.presets import Presets
+
+PASSES = 20
+"""Of one look at most; what is left then is the next one's."""
+
+
+def make_ulid() -> str:
+    return str(ULID())
+
+
+class Reconciler:
+    """One for each worker.  ``make_id`` gives a fresh ULID, ``clock`` the time in seconds since the epoch."""
+
+    def __init__(
+        self,
+        store: Store,
+        github: GitHub,
+        settings: ControlSettings,
+        presets: Presets,
+        seal: Seal,
+        *,
+        clock: Callable[[], float] = time.time,
+        make_id: Callable[[], str] = make_ulid,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        book = PolicyBook(
+            github, presets, organisation_file=settings.organisation_policy_file, fresh_s=settings.pace.policy_s
+        )
+        archive = Path(settings.state_dir) / "archive"
+        self._means = Means(store, github, settings, book, Installations(github), seal, archive, make_id)
+        self._swept = float("-inf")
+
+    async def look(self) -> bool:
+        """Look until nothing is left to do.  False where another worker has the lease, or took it over.
+
+        Raises StoreError where Redis is away; whatever was done until then is either recorded or done again.
+        """
+        lease = await self._store.acquire()
+        if lease is None:
+            return False
+        keeper = asyncio.create_task(self._keep(lease))
+        try:
+            for _ in range(PASSES):
+                one = Pass(self._means, lease, await self._store.snapshot(), self._clock())
+                if not await one.run():
+                    break
+            await self._sweep(lease)
+        except LeaseLost:
+            return False
+        except ExceptionGroup as group:
+            lost, others = group.split(LeaseLost)
+            if others is not None:
+                raise others from None
+            return lost is None
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        await self._store.release(lease)
+        return True
+
+    async def _keep(self, lease: Lease) -> None:
+        """Renew the lease while GitHub is slow."""
+        while True:
+            await asyncio.sleep(LEASE_MS / 3000)
+            await self._store.renew(lease)
+
+    async def _sweep(self, lease: Lease) -> None:
+        now = self._clock()
+        if now - self._swept >= self._settings.pace.sweep_s:
+            self._swept = now
+            await self._store.trim(lease, self._settings.finished_kept)

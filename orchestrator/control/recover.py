@@ -1,0 +1,99 @@
+"""After an empty Redis: jobs are found again at GitHub, runners on the hosts and at GitHub.
+
+A machine that GitHub knows a runner for is taken back as it is: its job may be running.  One that GitHub knows nothing
+of should be gone.  While GitHub doesn't answer, neither is decided, and its host is told nothing new.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import structlog
+
+from orchestrator.control.github import GitHub, GitHubRunner, Installation, Missing, Refused, RunnerScope
+from orchestrator.control.ingest import learn
+from orchestrator.control.installations import Installations
+from orchestrator.control.records import RunnerRecord
+from orchestrator.control.world import World, runner_labels
+from orchestrator.core.flow import Identity
+from orchestrator.core.lifecycle import wanted
+from orchestrator.core.machine import match_labels
+from orchestrator.core.names import names_of
+from orchestrator.core.runner import Placed, Registered, RegistrationAsked
+from orchestrator.core.wire import ObservedRunner
+
+log = structlog.get_logger()
+
+
+async def find_jobs(world: World, github: GitHub, installations: Installations) -> None:
+    """Learn every job that is queued or running wherever the App is installed.  Raises `GitHubFailure`."""
+    for installation in await installations.all(world.now):
+        if installation.suspended:
+            continue
+        for repo in await github.repositories(installation.id):
+            try:
+                jobs = await github.queued_jobs(installation.id, repo)
+            except (Missing, Refused) as error:
+                log.warning("jobs_unreadable", repo=repo, error=error.message)
+                continue
+            for job in jobs:
+                learn(world, job, installation, None)
+
+
+async def take_back(
+    world: World, github: GitHub, installations: Installations, host: str, seen: ObservedRunner
+) -> RunnerRecord | None:
+    """A record for a machine that has none; None where GitHub knows no runner of its name.  Raises `GitHubFailure`."""
+    name = names_of(seen.id).runner
+    for installation in await installations.all(world.now):
+        if installation.suspended:
+            continue
+        for scope in _scopes(installation, seen):
+            runner = await _look(github, scope, name)
+            if runner is not None:
+                return _taken_back(world, host, seen, scope, runner)
+    return None
+
+
+def _scopes(installation: Installation, seen: ObservedRunner) -> list[RunnerScope]:
+    """Where a runner of this installation can be registered; for a person's account, where its guest says."""
+    if installation.organization:
+        return [RunnerScope(installation.id, org=installation.account)]
+    claimed = seen.claim.repository if seen.claim is not None else ""
+    mine = claimed.count("/") == 1 and claimed.partition("/")[0].lower() == installation.account.lower()
+    return [RunnerScope(installation.id, repo=claimed)] if mine else []
+
+
+async def _look(github: GitHub, scope: RunnerScope, name: str) -> GitHubRunner | None:
+    try:
+        return await github.find_runner(scope, name)
+    except (Missing, Refused):
+        return None
+
+
+def _taken_back(
+    world: World, host: str, seen: ObservedRunner, scope: RunnerScope, runner: GitHubRunner
+) -> RunnerRecord | None:
+    machine = match_labels(runner.labels, world.settings.classes).machine
+    if machine is None:
+        return None
+    life = wanted(
+        seen.id,
+        machine,
+        installation=scope.installation,
+        org=scope.org,
+        repo=scope.repo,
+        labels=runner_labels(runner.labels),
+        meant_for=0,
+        now=world.now,
+        deadlines=world.settings.deadlines,
+    )
+    sealed = Identity(runner=seen.id, org=scope.org, repo=scope.repo)
+    record = RunnerRecord(life=life, identity=sealed, policy=world.baseline.digest, generation=max(1, seen.generation))
+    world.use_policy(world.baseline)
+    world.put_runner(record.tell(world.now, "taken_back", f"found on host {host} and at GitHub"))
+    for event in (Placed(host), RegistrationAsked(), Registered(runner.id)):
+        world.happen(seen.id, event)
+    taken = world.runners[seen.id]
+    end_by = taken.life.deadline + world.settings.deadlines.ready_s + machine.lifetime_s
+    world.put_runner(msgspec.structs.replace(taken, boot_by=taken.life.deadline, end_by=end_by))
+    return world.runners[seen.id]

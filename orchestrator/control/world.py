@@ -1,0 +1,223 @@
+"""What is known during one look, and what has become of it.
+
+Everything that decides works on this, and none of it does I/O: it reads records, has things happen to them, and what
+changed is written by whoever looks (`World.take_changes`).  The clock stands still: ``now`` is that of the pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import structlog
+
+from orchestrator.control.changes import Changes
+from orchestrator.control.github import RunnerScope
+from orchestrator.control.records import JobRecord, RunnerRecord, Sighting, Snapshot
+from orchestrator.control.settings import ControlSettings
+from orchestrator.core.flow import Identity
+from orchestrator.core.job import Job, tell
+from orchestrator.core.lifecycle import advance, wanted
+from orchestrator.core.machine import PLAIN_LABELS, MachineClass
+from orchestrator.core.policy import Policy
+from orchestrator.core.runner import Alarm, Event, JobStarted, Phase, Placed, PolicyBound, Runner, Withdrawn
+
+ON_ITS_WAY: frozenset[Phase] = frozenset({"WANTED", "BOOTING", "READY"})
+LIVE: frozenset[Phase] = frozenset({"BOOTING", "READY", "RUNNING"})
+NO_FAILURE = frozenset({"surplus", "job_completed", "wanted_too_long"})
+"""Reasons to end that say nothing against the host or the job."""
+
+log = structlog.get_logger()
+
+
+class World:
+    def __init__(self, snapshot: Snapshot, settings: ControlSettings, baseline: Policy, now: float) -> None:
+        self.settings = settings
+        self.baseline = baseline
+        self.now = now
+        self.jobs: dict[int, JobRecord] = dict(snapshot.jobs)
+        self.runners: dict[str, RunnerRecord] = dict(snapshot.runners)
+        self.sightings: dict[str, Sighting] = dict(snapshot.sightings)
+        self.sums = dict(snapshot.sums)
+        self.progress = False
+        """True where something happened that may call for more in the next pass."""
+        self._jobs_changed: set[int] = set()
+        self._runners_changed: set[str] = set()
+        self._policies: dict[str, Policy] = {}
+        self._counts: dict[str, int] = {}
+        self._durations: list[tuple[str, float]] = []
+
+    # Jobs
+
+    def put_job(self, record: JobRecord) -> None:
+        if self.jobs.get(record.job.id) != record:
+            self.jobs[record.job.id] = record
+            self._jobs_changed.add(record.job.id)
+
+    def change_job(self, job_id: int, **changes: Any) -> None:
+        """Change fields of the job itself."""
+        record = self.jobs[job_id]
+        self.put_job(msgspec.structs.replace(record, job=msgspec.structs.replace(record.job, **changes)))
+
+    def tell_job(self, job_id: int, what: str, detail: str = "") -> None:
+        record = self.jobs[job_id]
+        self.put_job(msgspec.structs.replace(record, job=tell(record.job, self.now, what, detail)))
+
+    # Runners
+
+    def put_runner(self, record: RunnerRecord) -> None:
+        if self.runners.get(record.id) != record:
+            self.runners[record.id] = record
+            self._runners_changed.add(record.id)
+
+    def change_runner(self, runner_id: str, **changes: Any) -> None:
+        self.put_runner(msgspec.structs.replace(self.runners[runner_id], **changes))
+
+    def want(self, runner_id: str, job: Job, machine: MachineClass) -> RunnerRecord:
+        """A runner comes into being, for ``job``."""
+        life = wanted(
+            runner_id,
+            machine,
+            installation=job.installation,
+            org=job.org,
+            repo=job.repo,
+            labels=runner_labels(job.labels),
+            meant_for=job.id,
+            now=self.now,
+            deadlines=self.settings.deadlines,
+        )
+        sealed = Identity(runner=runner_id, org=job.org, repo="" if job.org else job.repo)
+        record = RunnerRecord(life=life, identity=sealed, policy=self.baseline.digest)
+        self.use_policy(self.baseline)
+        self.put_runner(record.tell(self.now, "WANTED", f"for job {job.id}, class {machine.name}"))
+        known = self.jobs[job.id]
+        self.put_job(msgspec.structs.replace(known, runners=(*known.runners, runner_id)))
+        self.progress = True
+        return self.runners[runner_id]
+
+    def happen(self, runner_id: str, event: Event) -> bool:
+        """``event`` happens to a runner; False where it means nothing any more."""
+        record = self.runners[runner_id]
+        before = record.life
+        step = advance(before, event, self.now, self.settings.deadlines)
+        for effect in step.effects:
+            if isinstance(effect, Alarm):
+                self.count("alarms")
+                log.error("destruction_late", runner=runner_id, waiting_for=effect.waiting_for, host=before.host)
+        after = step.runner
+        if after == before:
+            return False
+        record = msgspec.structs.replace(record, life=after, tries=0, not_before=0.0, waiting="")
+        what, detail = _said(event, before, after)
+        if what:
+            record = record.tell(self.now, what, detail)
+        if after.phase != before.phase:
+            self._durations.append((before.phase, max(0.0, self.now - before.since)))
+            log.info("runner_phase", runner=runner_id, phase=after.phase, reason=after.reason, job=after.job_id)
+            if what != after.phase:
+                record = record.tell(self.now, after.phase, _why(after))
+        self.put_runner(record)
+        self.progress = True
+        if after.phase in ("DESTROYING", "GONE") and before.phase not in ("DESTROYING", "GONE"):
+            self._blame(after)
+        return True
+
+    def _blame(self, ended: Runner) -> None:
+        """A runner that ended before the job it was made for was served: the next one waits longer."""
+        record = self.jobs.get(ended.meant_for)
+        if record is None or not record.job.wants_runner or ended.job_id or ended.reason in NO_FAILURE:
+            return
+        failed = record.job.replacements + 1
+        waits = self.settings.pace.replace_s
+        self.put_job(msgspec.structs.replace(record, not_before=self.now + waits[min(failed, len(waits)) - 1]))
+        self.change_job(ended.meant_for, replacements=failed)
+        why = f"{ended.reason}: {ended.detail}" if ended.detail else ended.reason
+        self.tell_job(ended.meant_for, "runner_failed", f"{ended.host or 'no host'}: {why}"[:500])
+
+    # Policies and counters
+
+    def use_policy(self, policy: Policy) -> None:
+        self._policies[policy.digest] = policy
+
+    def count(self, counter: str, by: int = 1) -> None:
+        self._counts[counter] = self._counts.get(counter, 0) + by
+
+    # What is written
+
+    def take_changes(self, changes: Changes) -> None:
+        """Put what changed since the last time into ``changes``."""
+        for policy in self._policies.values():
+            changes.put_policy(policy)
+        for runner_id in sorted(self._runners_changed):
+            record = self.runners[runner_id]
+            if record.life.phase == "GONE":
+                changes.finish_runner(record)
+            else:
+                changes.put_runner(record)
+            if "jit_taken" in record.marks or record.life.phase == "DESTROYING":
+                changes.drop_jit(runner_id)
+        for job_id in sorted(self._jobs_changed):
+            if job_id in self.jobs:
+                changes.put_job(self.jobs[job_id])
+        for counter, by in sorted(self._counts.items()):
+            changes.count(counter, by)
+        for phase, seconds in self._durations:
+            changes.observe_phase(phase, seconds)
+        self._policies, self._counts, self._durations = {}, {}, []
+        self._runners_changed, self._jobs_changed = set(), set()
+
+    def let_go_of_job(self, job_id: int) -> None:
+        """It was put away elsewhere and isn't written any more."""
+        self.jobs.pop(job_id, None)
+        self._jobs_changed.discard(job_id)
+
+    # Questions
+
+    def by_host(self) -> dict[str, list[RunnerRecord]]:
+        """The runners that are on a host or on their way to it, until they are proved gone."""
+        found: dict[str, list[RunnerRecord]] = defaultdict(list)
+        for record in self.runners.values():
+            if record.life.host and record.life.phase != "GONE":
+                found[record.life.host].append(record)
+        return found
+
+
+def scope_of(life: Runner) -> RunnerScope:
+    """Where the runner is registered."""
+    return RunnerScope(life.installation, org=life.org, repo="" if life.org else life.repo)
+
+
+def runner_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """What a runner for a job with ``labels`` is registered with: JIT adds none by itself, so all are named."""
+    return tuple(sorted({label.lower() for label in labels} | PLAIN_LABELS))
+
+
+def _why(life: Runner) -> str:
+    return (
+        ": ".join(part for part in (life.reason, life.detail) if part) if life.phase in ("DESTROYING", "GONE") else ""
+    )
+
+
+def _said(event: Event, before: Runner, after: Runner) -> tuple[str, str]:
+    """What the runner's story says of an event, beside a change of phase."""
+    said = ("", "")
+    match event:
+        case Placed(host=host):
+            said = ("placed", host)
+        case JobStarted(job_id=job_id):
+            said = ("job_started", str(job_id))
+        case PolicyBound(digest=digest):
+            said = ("policy_in_force", digest)
+        case Withdrawn(reason=reason):
+            said = ("withdrawn", reason)
+        case _ if after.fencing and not before.fencing:
+            said = ("fencing", after.fencing)
+        case _ if after.registration == "gone" != before.registration:
+            said = ("registration_gone", "")
+        case _ if after.vm == "gone" != before.vm:
+            said = ("vm_gone", "")
+        case _:
+            pass
+    return said
