@@ -19,7 +19,7 @@ import msgspec
 from orchestrator.core.errors import PolicyError, PolicyErrors, UserError
 from orchestrator.core.flow import Flow
 from orchestrator.core.hazards import floor_problem
-from orchestrator.core.host_pattern import base_of, covers
+from orchestrator.core.host_pattern import CoverIndex
 from orchestrator.core.policy import Decision, Mode, Policy, Private, Profile, Rule, compile_policy, decide
 from orchestrator.core.policy_document import STARTER, Entry, PolicyFile
 from orchestrator.core.presets import PolicyTest, Preset
@@ -189,28 +189,18 @@ def _outside(
 
 
 class _Ceiling:
-    """Allow rules by the name that they stand below, so that a list is compared with a list in one walk."""
+    """Allow rules, ready to be asked whether another lies within them."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        self._hosts: dict[str, list[Rule]] = {}
-        self._ranges: list[Rule] = []
-        for rule in rules:
-            if rule.host:
-                self._hosts.setdefault(base_of(rule.host), []).append(rule)
-            else:
-                self._ranges.append(rule)
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._hosts = CoverIndex((rule.host, rule) for rule in rules if rule.host)
+        self._ranges = [(IPv4Network(rule.cidr), set(rule.ports)) for rule in rules if rule.cidr]
 
     def takes_in(self, rule: Rule) -> bool:
         ports = set(rule.ports)
-        if rule.cidr:
-            net = IPv4Network(rule.cidr)
-            return any(net.subnet_of(IPv4Network(r.cidr)) and ports <= set(r.ports) for r in self._ranges)
-        rest = base_of(rule.host)
-        while rest:
-            if any(covers(r.host, rule.host) and ports <= set(r.ports) for r in self._hosts.get(rest, ())):
-                return True
-            rest = rest.partition(".")[2]
-        return False
+        if rule.host:
+            return any(ports <= set(wide.ports) for wide in self._hosts.covering(rule.host))
+        net = IPv4Network(rule.cidr)
+        return any(net.subnet_of(wide) and ports <= open_ports for wide, open_ports in self._ranges)
 
 
 def _range_errors(repo: PolicyFile, private: tuple[Private, ...]) -> list[PolicyError]:

@@ -66,9 +66,10 @@ def floor_reason(address: str) -> str | None:
 def floor_verdict(address: str, *, own: Iterable[str] = (), private: Iterable[str] = ()) -> str | None:
     """`floor_reason`, with the host's ``own`` addresses on the floor and ``private`` ranges (CIDR) lifted off it.
 
-    Only private and shared ranges can be lifted: metadata, loopback, link-local and the host itself never are.
+    Only private and shared ranges can be lifted: metadata, loopback, link-local and the host itself never are.  ``own``
+    is in the form that the kernel gives: lower case, zeroes of IPv6 left out.
     """
-    if address in own:
+    if _canonical(address) in own:
         return "own_address"
     why = floor_reason(address)
     if why in _LIFTABLE:
@@ -86,6 +87,14 @@ def floor_parts(net: IPv4Network) -> tuple[tuple[IPv4Network, str], ...]:
 def is_liftable(net: IPv4Network) -> bool:
     """True where all of ``net`` is a private or shared range, which a ``private:`` entry can lift off the floor."""
     return any(net.subnet_of(part) for part, why in _V4 if why in _LIFTABLE)
+
+
+@lru_cache(maxsize=4096)
+def _canonical(address: str) -> str:
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address
 
 
 def _embedded(ip: IPv6Address) -> IPv4Address | None:

@@ -10,9 +10,13 @@ put into that form, where nothing can be meant but that (upper case, a final dot
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
+from typing import Generic, TypeVar
 
 import idna
+
+T = TypeVar("T")
 
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -83,6 +87,24 @@ def base_of(pattern: str) -> str:
     return pattern.lstrip("*").removeprefix(".") if pattern.startswith("*") else pattern
 
 
+class CoverIndex(Generic[T]):
+    """Things by the pattern that they stand for, so that two long lists are compared in one walk."""
+
+    def __init__(self, things: Iterable[tuple[str, T]]) -> None:
+        self._by_base: dict[str, list[tuple[str, T]]] = {}
+        for pattern, thing in things:
+            self._by_base.setdefault(base_of(pattern), []).append((pattern, thing))
+
+    def covering(self, pattern: str) -> Iterator[T]:
+        """The things whose patterns cover ``pattern``, the most specific first."""
+        rest = base_of(pattern)
+        while rest:
+            for wide, thing in self._by_base.get(rest, ()):
+                if covers(wide, pattern):
+                    yield thing
+            rest = rest.partition(".")[2]
+
+
 def _taken_apart(pattern: str) -> tuple[str, list[str]]:
     if pattern.startswith("**."):
         return "deep", pattern[3:].split(".")
@@ -96,29 +118,24 @@ def _refuse_what_is_not_a_name(text: str) -> None:
         raise HostProblem("the host is empty", "write a name, like api.example.com")
     if re.search(r"[\s\x00-\x1f\x7f,;]", text):
         raise HostProblem(f"{_shown(text)} has characters that no name has", "write one name for each entry")
-    if scheme := _SCHEME.match(text):
-        rest = re.split(r"[/?#]", text[scheme.end() :])[0].rsplit("@", 1)[-1]
-        raise HostProblem(f"{_shown(text)} is a URL, and a rule is about a host", f"write {_quoted(rest)}")
-    if re.search(r"[/?#]", text):
-        if _is_range(text):
-            raise HostProblem(f"{_shown(text)} is a range of addresses", f"write cidr: {text}")
-        first = re.split(r"[/?#]", text)[0]
-        raise HostProblem(
-            f"{_shown(text)} has a path, which can't be seen without decrypting", f"write {_quoted(first)}"
-        )
-    if "@" in text:
-        raise HostProblem(f"{_shown(text)} has a user in it", f"write {_quoted(text.rsplit('@', 1)[-1])}")
-    if _is_address(text.strip("[]")):
-        raise HostProblem(f"{_shown(text)} is an address, not a name", _range_for(text.strip("[]")))
-    if ":" in text:
-        name, _, port = text.rpartition(":")
-        raise HostProblem(
-            f"{_shown(text)} has a port in it: host rules are HTTPS on port 443", _without_port(name, port)
-        )
     if not text.isascii():
         raise HostProblem(
             f"{_shown(text)} isn't in ASCII, and names are compared in their ASCII form", _a_label_remedy(text)
         )
+    if scheme := _SCHEME.match(text):
+        raise HostProblem(f"{_shown(text)} is a URL, and a rule is about a host", _rather(text[scheme.end() :]))
+    if re.search(r"[/?#]", text):
+        if _is_range(text):
+            raise HostProblem(f"{_shown(text)} is a range of addresses", f"write cidr: {text}")
+        raise HostProblem(f"{_shown(text)} has a path, which can't be seen without decrypting", _rather(text))
+    if "@" in text:
+        raise HostProblem(f"{_shown(text)} has a user in it", _rather(text))
+    if _is_address(text.strip("[]")):
+        raise HostProblem(f"{_shown(text)} is an address, not a name", _range_for(text.strip("[]")))
+    if ":" in text:
+        port = text.rpartition(":")[2]
+        other = f"; another port needs a cidr: rule with ports: [{port}]" if port.isdigit() and port != "443" else ""
+        raise HostProblem(f"{_shown(text)} has a port in it: host rules are HTTPS on port 443", _rather(text) + other)
 
 
 def _split_stars(text: str) -> tuple[str, str]:
@@ -187,10 +204,13 @@ def _range_for(text: str) -> str:
     return "write the host's name, or a cidr: with ports:"
 
 
-def _without_port(name: str, port: str) -> str:
-    if port == "443":
-        return f"write {_quoted(name)}"
-    return f"write {_quoted(name)} for HTTPS on 443; another port needs a cidr: rule with ports: [{port}]"
+def _rather(text: str) -> str:
+    """The host in what looks like a URL or an authority, as a remedy."""
+    authority = re.split(r"[/?#]", text)[0].rpartition("@")[2]
+    try:
+        return f"write {_quoted(read_host(authority.partition(':')[0]))}"
+    except HostProblem:
+        return "write the host's name alone"
 
 
 def _shown(text: str) -> str:
@@ -199,6 +219,4 @@ def _shown(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    if not (text.isascii() and text.isprintable()):
-        return ascii(text)
     return f'"{text}"' if text.startswith("*") else text

@@ -16,7 +16,7 @@ from orchestrator.core import policy_entries as entries
 from orchestrator.core.effective import check_own_tests
 from orchestrator.core.floor import floor_parts, is_liftable
 from orchestrator.core.hazards import floor_problem, host_danger
-from orchestrator.core.host_pattern import covers, overlaps
+from orchestrator.core.host_pattern import CoverIndex, overlaps
 from orchestrator.core.policy import HTTPS, Action, Private
 from orchestrator.core.policy_document import STARTER, Entry, PolicyFile, Scope
 from orchestrator.core.presets import Presets
@@ -52,6 +52,7 @@ ENTRY_WORDS = {
     "address": "cidr",
     "port": "ports",
     "group": "preset",
+    "preset": "host",
     "reason": "comment",
 }
 MODE_WORDS = {"audit": "warn", "log": "warn", "report": "warn", "monitor": "warn", "block": "enforce", "on": "enforce"}
@@ -140,7 +141,7 @@ class _FileReader:
         fields = self.reader.mapping(node, ENTRY_KEYS[action], f"an entry of {action}", self._entry_words(action))
         subject = [key for key in ("preset", "host", "cidr") if key in fields]
         if len(subject) != 1:
-            if fields:
+            if fields or (isinstance(node, yaml.MappingNode) and not node.value):
                 said = " and ".join(subject) if subject else "none of them"
                 wanted = [key for key in ENTRY_KEYS[action] if key in ("preset", "host", "cidr")]
                 message = f"an entry has one of {', '.join(wanted)}; this one has {said}"
@@ -185,7 +186,7 @@ class _FileReader:
             if reason:
                 self._warn(fields["acknowledge"], f"nothing about {host} needs an acknowledgement")
             return msgspec.structs.replace(entry, host=host)
-        if danger.refused or not reason:
+        if danger.refused or "acknowledge" not in fields:
             self.reader.add(node, danger.why, danger.remedy)
             return None
         return msgspec.structs.replace(entry, host=host, multi_tenant=danger.multi_tenant)
@@ -241,13 +242,13 @@ class _FileReader:
             self.reader.add(node, message, "deny a narrower pattern; what isn't allowed is blocked without a deny")
 
     def _warn_about_pairs(self, lists: Mapping[Action, tuple[Entry, ...]]) -> None:
-        denied = [entry for entry in lists.get("deny", ()) if entry.host]
+        denied = _index(lists.get("deny", ()))
         for entry in lists.get("allow", ()):
-            if by := next((d for d in denied if entry.host and covers(d.host, entry.host)), None):
+            if by := next(denied.covering(entry.host), None):
                 self._warn_at(entry, f"{entry.host} is never allowed: line {by.line} denies it")
-        allowed = [entry for entry in lists.get("allow", ()) if entry.host]
+        allowed = _index(lists.get("allow", ()))
         for entry in lists.get("expect", ()):
-            if by := next((a for a in allowed if covers(a.host, entry.host)), None):
+            if by := next(allowed.covering(entry.host), None):
                 self._warn_at(entry, f"{entry.host} is expected to be blocked, and line {by.line} allows it")
 
     def _as_mapping(self, word: str) -> str:
@@ -257,7 +258,8 @@ class _FileReader:
         return f'write {key}: "{word}"' if word.isascii() and word.isprintable() else "write host: NAME"
 
     def _entry_words(self, action: Action) -> dict[str, str]:
-        return {word: ours for word, ours in ENTRY_WORDS.items() if ours in ENTRY_KEYS[action]}
+        keys = ENTRY_KEYS[action]
+        return {word: ours for word, ours in ENTRY_WORDS.items() if ours in keys and word not in keys}
 
     def _warn(self, node: yaml.Node, message: str) -> None:
         line, column = place_of(node)
@@ -265,6 +267,10 @@ class _FileReader:
 
     def _warn_at(self, entry: Entry, message: str) -> None:
         self.warnings.append(f"{self.reader.source}:{entry.line}:{entry.column}: {message}")
+
+
+def _index(found: Sequence[Entry]) -> CoverIndex[Entry]:
+    return CoverIndex((entry.host, entry) for entry in found if entry.host)
 
 
 def _numbered(lists: Mapping[Action, list[Entry]]) -> dict[Action, tuple[Entry, ...]]:

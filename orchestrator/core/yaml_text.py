@@ -21,7 +21,7 @@ from orchestrator.core.errors import PolicyError, PolicyErrors
 
 SIZE_LIMIT = 256 * 1024
 DEPTH_LIMIT = 12
-VALUE_LIMIT = 20_000
+VALUE_LIMIT = 10_000
 ERRORS_SHOWN = 50
 
 _STR = "tag:yaml.org,2002:str"
