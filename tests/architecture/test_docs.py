@@ -1,0 +1,175 @@
+"""The documents say what is there: links lead somewhere, error codes are explained, promises name what holds them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from orchestrator.core import lifecycle
+from orchestrator.core.errors import DOCS
+from orchestrator.core.policy_file import read_policy
+from orchestrator.surface import settings
+from orchestrator.surface.up import PROCESSES
+from policies import load_presets
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "charts").rglob("*.md"),
+        *(ROOT / "policies").glob("*.md"),
+    ]
+)
+SOURCES = sorted(
+    path for folder in ("orchestrator", "runner_image", "policies") for path in (ROOT / folder).rglob("*.py")
+)
+CODE = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)+")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    titles = re.findall(
+        r"^#+ +(.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        if not place.exists() or (anchor and anchor not in anchors(place)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_pages_that_the_source_names_exist() -> None:
+    named = {
+        (name, path)
+        for path in [*SOURCES, *(ROOT / "runner_image").rglob("*.sh"), *(ROOT / "policies").rglob("*.yml")]
+        for name in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))
+    }
+    assert sorted(f"{path.relative_to(ROOT)}: {name}" for name, path in named if not (ROOT / name).exists()) == []
+
+
+def codes_in(path: Path) -> set[str]:
+    """Every code that an error or a failure is made with: ``code="..."``, or the first argument of ``Failure``."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+        if isinstance(node.func, ast.Name) and node.func.id == "Failure":
+            given += node.args[:1]
+        found |= {
+            part.value
+            for value in given
+            for part in ast.walk(value)
+            if isinstance(part, ast.Constant) and isinstance(part.value, str) and CODE.fullmatch(part.value)
+        }
+    return found
+
+
+def test_every_error_code_is_explained_and_every_explained_code_exists() -> None:
+    used = set().union(*(codes_in(path) for path in SOURCES))
+    assert len(used) > 30, "the search for codes finds next to none: it is broken"
+    explained = set(re.findall(r"^### (.+)$", (ROOT / DOCS).read_text(), re.MULTILINE))
+    assert (sorted(used - explained), sorted(explained - used)) == ([], [])
+
+
+def test_the_search_for_codes_finds_them_in_each_form(tmp_path: Path) -> None:
+    source = tmp_path / "x.py"
+    source.write_text('raise E("x", code="a-one" if y else "a-two", remedy="z-not")\nFailure("a-three", "not-this")\n')
+    assert codes_in(source) == {"a-one", "a-two", "a-three"}
+
+
+def test_commands_in_the_documents_exist() -> None:
+    """The reference of the commands is generated, so its headings are the commands."""
+    known = {
+        tuple(name.split())
+        for name in re.findall(r"^## `ironcd (.+)`$", (ROOT / "docs/reference/cli.md").read_text(), re.MULTILINE)
+    }
+    unknown = []
+    for page in PAGES:
+        for words in re.findall(r"(?:`|^)(?:\.venv/bin/)?ironcd ((?:[a-z-]+ ?){1,2})", page.read_text(), re.MULTILINE):
+            given = tuple(words.split())
+            if given[:1] not in known and given not in known:
+                unknown.append(f"{page.relative_to(ROOT)}: ironcd {words}")
+    assert unknown == []
+
+
+def test_the_diagram_is_the_lifecycles_own() -> None:
+    diagrams = re.findall(
+        r"^```mermaid\n(.*?)^```", (ROOT / "docs/ARCHITECTURE.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert lifecycle.mermaid() in diagrams
+
+
+def promises() -> list[tuple[str, str]]:
+    """Rows of SPECIFICATION.md: the promise, and what holds it."""
+    rows = re.findall(r"^\| (?!---)(.+?) \| ([^|]+) \|$", (ROOT / "docs/SPECIFICATION.md").read_text(), re.MULTILINE)
+    return [(promise, holder) for promise, holder in rows if holder.strip() != "held by"]
+
+
+@pytest.mark.parametrize(("promise", "holder"), promises())
+def test_every_promise_names_a_test_or_a_figure_that_exists_or_says_pending(promise: str, holder: str) -> None:
+    figures = {figure.name for name in registry.NAMES for figure in registry.bench(name).figures}
+    tests = re.findall(r"`(tests/[\w./-]+)(?:::(\w+))?`", holder)
+    benches = re.findall(r"`bench:(\w+)`", holder)
+    for path, name in tests:
+        assert (ROOT / path).exists(), f"{path} isn't there"
+        if name:
+            assert re.search(rf"def {name}\(", (ROOT / path).read_text()), f"{path} has no {name}"
+    assert set(benches) <= figures
+    assert tests or benches or re.match(r"pending \(.+\)$", holder), f"nothing holds: {promise}"
+
+
+def test_there_are_promises() -> None:
+    assert len(promises()) > 20
+
+
+@pytest.mark.parametrize(
+    "unit", sorted((ROOT / "docs/operations/systemd").glob("*.service")), ids=lambda unit: unit.name
+)
+def test_sample_units_start_processes_that_exist(unit: Path) -> None:
+    (command,) = re.findall(r"^ExecStart=(.+)$", unit.read_text(), re.MULTILINE)
+    assert command.startswith("/opt/ironcd/.venv/bin/ironcd --config /etc/ironcd/ironcd.toml up")
+    assert set(re.findall(r"--only (\S+)", command)) <= set(PROCESSES)
+
+
+def test_sample_configurations_are_accepted(tmp_path: Path) -> None:
+    samples = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "docs/operations/install.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(samples) == 2
+    for sample in samples:
+        assert tomllib.loads(sample)
+        file = tmp_path / "ironcd.toml"
+        file.write_text(sample)
+        settings.load(file)
+
+
+def test_sample_policies_are_accepted() -> None:
+    samples = [
+        (page, sample)
+        for page in (ROOT / "docs/reference/policy.md", ROOT / "docs/operations/install.md")
+        for sample in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    assert len(samples) >= 2
+    for page, sample in samples:
+        read_policy(sample, source=page.name, presets=load_presets())
