@@ -71,9 +71,7 @@ def read_range(text: str) -> str:
     try:
         net = IPv4Network(text)
     except (AddressValueError, NetmaskValueError):
-        raise RangeProblem(
-            f"{text[:80]!a} isn't an IPv4 range", "write ADDRESS/LENGTH, like 192.0.2.0/24"
-        ) from None
+        raise RangeProblem(f"{text[:80]!a} isn't an IPv4 range", "write ADDRESS/LENGTH, like 192.0.2.0/24") from None
     except ValueError:
         whole = ip_network(text, strict=False)
         raise RangeProblem(f"{text} has bits set beyond its length", f"write {whole}, or a longer length") from None

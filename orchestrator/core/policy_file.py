@@ -168,7 +168,9 @@ class _FileReader:
         preset = self.presets.by_name.get(name)
         if preset is None:
             remedy = nearest(name, self.presets.names, self.presets.aka)
-            self.reader.add(node, f"there is no preset {shown(name)}", f"{remedy}; ironcd egress presets lists them")
+            self.reader.add(
+                node, f"there is no preset {shown(name)}", f"{remedy}; docs/reference/presets.md lists them"
+            )
             return None
         if preset.builtin:
             self._warn(node, f"preset {name} is always in force; the entry changes nothing")

@@ -1,4 +1,4 @@
-"""Generates ``docs/reference/``: the configuration's table and the command's pages, out of the code that they describe.
+"""Generates pages of ``docs/reference/``: configuration, command and presets, out of what they describe.
 
 ``python -m orchestrator.surface.reference`` writes them; a test says where a page is out of step.
 """
@@ -21,6 +21,7 @@ from orchestrator.core.machine import MachineClass
 from orchestrator.core.runner import Deadlines
 from orchestrator.core.settings import HostSettings
 from orchestrator.surface.settings import PREFIX, Settings
+from policies.reference import presets_page
 
 FOLDER = Path("docs/reference")
 _MADE = "<!-- Made by `make docs` from {source}. Edit that, not this page. -->"
@@ -194,7 +195,7 @@ def _parameters(command: Any) -> list[str]:
     return ["| option | meaning |", "| --- | --- |", *lines, ""] if lines else []
 
 
-PAGES = {"configuration.md": configuration_page, "cli.md": cli_page}
+PAGES = {"configuration.md": configuration_page, "cli.md": cli_page, "presets.md": presets_page}
 
 
 def main() -> None:
