@@ -31,7 +31,7 @@ from orchestrator.host.images import find_image, list_images
 from orchestrator.host.parts import Parts, Runner, link_of, rules_of, without_secret
 from orchestrator.host.record import Record
 from orchestrator.host.slots import slot_at
-from orchestrator.host.steps import carry_out, fail
+from orchestrator.host.steps import bound_order, carry_out, fail
 from orchestrator.host.watch import Watch, wall_broken
 from orchestrator.system.files import write_atomic
 from orchestrator.system.log import hide
@@ -111,6 +111,8 @@ class Agent:
                 runner.mark(parts, "guest_hello")
             case guest.JitTaken():
                 runner.mark(parts, "jit_taken")
+                if runner.record.has("seed_gone"):  # said again after a reconnection: so is our answer
+                    parts.talk.send(ulid, guest.SeedGone())
             case guest.RunnerStarted():
                 runner.mark(parts, "runner_started")
             case guest.Listening():
@@ -119,8 +121,6 @@ class Agent:
                 self._claimed(runner, message)
             case guest.RunnerExited():
                 self._exited(runner, message)
-            case guest.Beat():
-                self._beat(runner)
             case _:
                 pass
         self.wake.set()
@@ -311,6 +311,9 @@ class Agent:
                     said.repository, said.run_id, said.run_attempt, said.job, said.runner_name
                 )
         runner.mark(self.parts, "job_hint")
+        want = self._wishes.get(runner.record.id)
+        if runner.record.has("steps_released") and want is not None and want.policy.digest == runner.record.policy:
+            self.parts.talk.send(runner.record.id, bound_order(want))
 
     def _exited(self, runner: Runner, said: guest.RunnerExited) -> None:
         with runner.lock:
@@ -325,12 +328,6 @@ class Agent:
                         console=console.clean(said.log_tail, secrets),
                     )
         runner.mark(self.parts, "runner_exited")
-
-    def _beat(self, runner: Runner) -> None:
-        """A guest that waits for a word which was lost while this agent was away is told again."""
-        record, talk = runner.record, self.parts.talk
-        if record.has("seed_gone") and not record.has("runner_started"):
-            talk.send(record.id, guest.SeedGone())
 
     def _note_crash(self, runner: Runner, why: str) -> None:
         secrets = (runner.secret,) if runner.secret else ()

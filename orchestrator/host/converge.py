@@ -9,7 +9,8 @@ otherwise the next time.  The rules, first match wins:
    told that it won't start, and has a moment to fail with that reason.
 4. Not there yet: make it, if there is room.  A VM that was resumed once is never made again.
 5. Not listening in time: it failed.
-6. Running: remove the seed once it was read; put the wished policy in force; let the job's steps go.
+6. Running: remove the seed once it was read; tell a job that gets no policy; put the wished policy in force; let the
+   job's steps go.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ def _running(want: DesiredRunner, record: Record, situation: Situation, now: flo
         return Step("fail", "its runner wasn't listening in time", "boot-timeout")
     if record.has("jit_taken") and not record.has("seed_gone") and now >= situation.seed_tried_at + 1:
         return Step("unseed")
+    if want.refused and record.has("job_hint") and not record.has("steps_released") and not situation.refused_at:
+        return Step("refuse", want.refused)
     in_force = (record.policy, record.generation, record.bound)
     if not situation.applied or in_force != (want.policy.digest, want.generation, want.bound):
         return Step("apply")

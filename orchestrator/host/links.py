@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -198,7 +200,7 @@ def _up(tap: str, slot: Slot) -> None:
         index = _index(ip, tap)
         ip.addr("replace", index=index, address=slot.gateway_ip, prefixlen=31)
         ip.link("set", index=index, state="up")
-        ip.neigh("replace", dst=slot.guest_ip, lladdr=GUEST_MAC, ifindex=index, state=_NUD_PERMANENT)
+        _pin_neighbour(ip, index, slot.guest_ip)
 
 
 def _down_all() -> frozenset[str]:
@@ -213,10 +215,18 @@ def _down_all() -> frozenset[str]:
 
 
 def _raise(taps: list[str]) -> None:
+    """The address outlives a link's going down; the neighbour entry doesn't, permanent or not."""
     with IPRoute() as ip:
         for tap in taps:
             for index in ip.link_lookup(ifname=tap):
                 ip.link("set", index=index, state="up")
+                for address in ip.get_addr(index=index, family=socket.AF_INET):
+                    guest = ipaddress.IPv4Address(address.get_attr("IFA_LOCAL")) + 1
+                    _pin_neighbour(ip, index, str(guest))
+
+
+def _pin_neighbour(ip: Any, index: int, guest_ip: str) -> None:
+    ip.neigh("replace", dst=guest_ip, lladdr=GUEST_MAC, ifindex=index, state=_NUD_PERMANENT)
 
 
 def _delete(tap: str) -> None:

@@ -16,10 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from pyroute2.nftables.main import NFTables
+
 from orchestrator.core.errors import HostError
 from orchestrator.system import netns
 
 _FOLDERS = (Path("/usr/lib/python3/dist-packages/nftables"),)
+_NFPROTO_NETDEV = 5
 _T = TypeVar("_T")
 
 Json = dict[str, Any]
@@ -32,7 +35,7 @@ class Nft(Protocol):
         """Run ``commands`` as one transaction: all of them, or none.  Raises HostError (``nft-refused``)."""
 
     def listing(self) -> Json:
-        """The whole ruleset of the namespace, as ``list ruleset`` gives it."""
+        """The whole ruleset of the namespace, as ``list ruleset`` gives it, with each ``netdev`` chain's device."""
 
 
 class LibNft:
@@ -53,7 +56,9 @@ class LibNft:
         status, answer, error = self._context.json_cmd({"nftables": [{"list": {"ruleset": None}}]})
         if status != 0:
             raise _refused(error)
-        return answer if isinstance(answer, dict) else {"nftables": []}
+        listing: Json = answer if isinstance(answer, dict) else {"nftables": []}
+        _add_devices(listing)
+        return listing
 
 
 class NamespaceThread:
@@ -100,6 +105,24 @@ def _binding() -> Any:
         code="nftables-missing",
         remedy="apt-get install python3-nftables",
     )
+
+
+def _add_devices(listing: Json) -> None:
+    """Put the device of each ``netdev`` chain into ``listing``: libnftables before 1.0.8 leaves it out of its JSON."""
+    chains = [item["chain"] for item in listing["nftables"] if item.get("chain", {}).get("family") == "netdev"]
+    if all("dev" in chain for chain in chains):
+        return
+    devices: dict[tuple[str, str], str] = {}
+    with NFTables(nfgen_family=_NFPROTO_NETDEV) as netlink:
+        for found in netlink.get_chains():
+            hook = found.get_attr("NFTA_CHAIN_HOOK")
+            if hook is not None and hook.get_attr("NFTA_HOOK_DEV"):
+                place = (found.get_attr("NFTA_CHAIN_TABLE"), found.get_attr("NFTA_CHAIN_NAME"))
+                devices[place] = hook.get_attr("NFTA_HOOK_DEV")
+    for chain in chains:
+        device = devices.get((chain["table"], chain["name"]))
+        if device is not None:
+            chain.setdefault("dev", device)
 
 
 def _refused(error: str) -> HostError:

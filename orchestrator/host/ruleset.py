@@ -231,12 +231,10 @@ def _l2_rules(vm: VmRules) -> list[Json]:
     def rule(comment: str, *expr: Json) -> Json:
         return _rule("netdev", L2, vm.l2_chain, comment, *expr)
 
-    arp = _match(_field("ether", "type"), "arp")
     return [
         rule("mac", _match(_field("ether", "saddr"), GUEST_MAC, "!="), _count(), _DROP),
         rule(
-            "arp",
-            arp,
+            "arp",  # the match on ARP's fields implies the EtherType; libnftables doesn't print one that is spelled out
             _match(_field("arp", "saddr ether"), GUEST_MAC),
             _match(_field("arp", "saddr ip"), vm.guest_ip),
             _match(_field("arp", "daddr ip"), vm.gateway_ip),

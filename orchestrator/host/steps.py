@@ -114,12 +114,14 @@ def _apply(parts: Parts, runner: Runner, want: DesiredRunner, step: Step) -> Non
 
 def _release(parts: Parts, runner: Runner, want: DesiredRunner, _step: Step) -> None:
     """Tell the guest that the job's policy is in force.  The mark is for a job that waits; the guest keeps the word."""
-    policy = want.policy
-    told = parts.talk.send(runner.record.id, guest.Bound(policy.digest, policy.mode, len(policy.rules)))
-    if not told:
+    if not parts.talk.send(runner.record.id, bound_order(want)):
         raise HostError("the guest's channel is closed", code="channel-failed", remedy="It is opened again by itself.")
     if runner.record.has("job_hint"):
         runner.mark(parts, "steps_released")
+
+
+def bound_order(want: DesiredRunner) -> guest.Bound:
+    return guest.Bound(want.policy.digest, want.policy.mode, len(want.policy.rules))
 
 
 _WITH_WISH: dict[str, Callable[[Parts, Runner, DesiredRunner, Step], None]] = {

@@ -35,7 +35,6 @@ class Watch:
         self._cut |= self._wires.down_all()
         log.error("wall_drifted", differences=differences[:10], links_down=len(self._cut))
         self._wall.restore(self._wires.in_namespace())
-        # A neighbour entry doesn't outlive its link's going down unless it is permanent: ours are.
         self._wires.raise_(sorted(self._cut))
         log.warning("wall_restored", links_up=len(self._cut))
         self._cut.clear()
