@@ -17,20 +17,20 @@ class WorldConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SimulatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    ready_file: str
-    """Written once everything answers: where the API is, the namespaces, the CA."""
-    private_key_file: str
-    """The App's private key is written here (mode 0600)."""
-    webhook_secret_file: str
-    """Read from here; the file is made, with a new secret, where there is none."""
+    folder: str = ""
+    """Where the files below and the world's CA are put; empty for a temporary folder that goes at the end."""
+    ready_file: str = ""
+    """Written once everything answers: where the API is, the namespaces, the CA.  Empty: FOLDER/ready.json."""
+    private_key_file: str = ""
+    """The App's private key is written here (mode 0600).  Empty: FOLDER/app.pem."""
+    webhook_secret_file: str = ""
+    """Read from here; made, with a new secret, where there is none.  Empty: FOLDER/webhook-secret."""
     host: str = "127.0.0.1"
     port: int = 0
     webhook_url: str = ""
     app_id: int = 424_242
     org: str = "acme"
     repositories: tuple[str, ...] = ("app",)
-    folder: str = ""
-    """Where the world's CA lives; empty for a temporary one."""
     shared_keys: int = 0
     world: WorldConfig | None = None
 
