@@ -15,7 +15,7 @@ import msgspec
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.link import GatewayReply, GatewayRequest, Link
-from orchestrator.core.names import ulid_of
+from orchestrator.core.names import is_tap, ulid_of
 from orchestrator.host.domain_xml import DomainSpec
 from orchestrator.host.gateway import GatewayAway
 from orchestrator.host.guest import Order
@@ -227,10 +227,10 @@ class FakeWires:
         return 0
 
     def present(self) -> frozenset[str]:
-        return frozenset(self.taps)
+        return frozenset(tap for tap in self.taps if is_tap(tap))
 
     def in_namespace(self) -> frozenset[str]:
-        return frozenset(tap for tap, where in self.taps.items() if where == "vms")
+        return frozenset(tap for tap, where in self.taps.items() if where == "vms" and is_tap(tap))
 
     def _note(self, what: str, of: str) -> None:
         self.history.append((what, of))
