@@ -1,0 +1,237 @@
+"""The guest's loop: one thread, which carries out what `session` decides.
+
+Reads the channel to the host, the job-started hook's socket and the runner's output; writes status lines for the serial
+console to standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import select
+import socket
+import time
+
+from . import registration, runner
+from .session import AnswerHook, Effect, PowerOff, Say, Send, Session, StartRunner, StopRunner
+
+PORT = "org.ironcd.0"
+FACTS = "/usr/lib/ironcd/image.json"
+REGISTRATION = "/run/ironcd/jit"
+HOOK_SOCKET = "/run/ironcd/guest.sock"
+
+_TICK_S = 0.25
+_FLUSH_S = 5.0
+_QUESTION_BYTES = 8 * 1024
+
+
+class Lines:
+    """Cuts a stream into lines; a line longer than ``limit`` bytes is cut off there."""
+
+    def __init__(self, limit: int) -> None:
+        self._rest = b""
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[: self._limit]
+        return [line[: self._limit] for line in lines]
+
+
+class Channel:
+    """The virtio-serial port.  A port whose host end is closed reads as ended and polls as hung up, again and again."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.open(find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.connected = False
+        self.lines = Lines(8 * 1024)
+        self._unsent = b""
+
+    def changed(self) -> bool:
+        """Whether the host came or went since the last call."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        events = poll.poll(0)
+        connected = not (events and events[0][1] & select.POLLHUP)
+        before, self.connected = self.connected, connected
+        if before != connected:
+            self._unsent = b""
+            self.lines = Lines(8 * 1024)
+        return before != connected
+
+    def read(self) -> list[bytes]:
+        try:
+            return self.lines.feed(os.read(self.descriptor, 4096))
+        except BlockingIOError:
+            return []
+
+    def send(self, data: bytes) -> None:
+        self._unsent += data
+        self.flush()
+
+    def flush(self) -> bool:
+        """True where nothing is left to send."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self.descriptor, self._unsent) :]
+        return not self._unsent
+
+
+class Guest:
+    def __init__(self) -> None:
+        with open(FACTS, encoding="utf-8") as file:
+            facts = json.load(file)
+        self.session = Session(facts["digest"], facts["cloud_init"], time.monotonic())
+        self.channel = Channel()
+        self.registration = ""
+        self.runner: runner.Runner | None = None
+        self.output = Lines(4 * 1024)
+        self.hooks = listen(HOOK_SOCKET)
+        self.asking: dict[int, tuple[socket.socket, bytes]] = {}
+        self.waiting: list[socket.socket] = []
+        self.ended = False
+
+    def run(self) -> None:
+        while not self.ended:
+            if self.channel.changed():
+                now = time.monotonic()
+                self.do(self.session.opened() if self.channel.connected else self.session.closed(now))
+            if self.session.state == "seeding" and registration.cloud_init_done():
+                self.take_registration()
+            self.wait()
+            self.do(self.session.tick(time.monotonic()))
+        deadline = time.monotonic() + _FLUSH_S
+        while self.channel.connected and not self.channel.flush() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def take_registration(self) -> None:
+        try:
+            self.registration = registration.take(REGISTRATION)
+        except (OSError, RuntimeError, ValueError) as error:
+            say(f"the registration can't be used: {error}")
+        self.do(self.session.seeded(registered=bool(self.registration)))
+
+    def wait(self) -> None:
+        """Sleep until something happens, a quarter of a second at most, and handle it."""
+        poll = select.poll()
+        if self.channel.connected:
+            poll.register(
+                self.channel.descriptor, select.POLLIN if self.channel.flush() else select.POLLIN | select.POLLOUT
+            )
+        poll.register(self.hooks, select.POLLIN)
+        for descriptor in self.asking:
+            poll.register(descriptor, select.POLLIN)
+        if self.runner is not None:
+            poll.register(self.runner.handle, select.POLLIN)
+            if not self.runner.silent:
+                poll.register(self.runner.output, select.POLLIN)
+        for descriptor, _ in poll.poll(_TICK_S * 1000):
+            self.handle(descriptor)
+
+    def handle(self, descriptor: int) -> None:
+        now = time.monotonic()
+        if descriptor == self.channel.descriptor:
+            for line in self.channel.read():
+                self.do(self.session.heard(line, now))
+        elif descriptor == self.hooks.fileno():
+            client, _ = self.hooks.accept()
+            self.asking[client.fileno()] = (client, b"")
+        elif descriptor in self.asking:
+            self.read_question(descriptor)
+        elif self.runner is not None and descriptor == self.runner.output:
+            self.read_output(self.runner)
+        elif self.runner is not None and descriptor == self.runner.handle:
+            self.runner_exited(self.runner)
+
+    def read_question(self, descriptor: int) -> None:
+        """``NAME=value`` lines until the hook closes its side."""
+        client, question = self.asking[descriptor]
+        data = client.recv(4096)
+        if data and len(question) < _QUESTION_BYTES:
+            self.asking[descriptor] = (client, question + data)
+            return
+        del self.asking[descriptor]
+        self.waiting.append(client)
+        pairs = (line.partition("=") for line in question.decode("utf-8", "replace").split("\n"))
+        self.do(self.session.asked({name: value for name, _, value in pairs}, time.monotonic()))
+
+    def read_output(self, process: runner.Runner) -> bool:
+        data = os.read(process.output, 4096)
+        process.silent = not data
+        for line in self.output.feed(data):
+            self.do(self.session.printed(line))
+        return bool(data)
+
+    def runner_exited(self, process: runner.Runner) -> None:
+        os.set_blocking(process.output, False)  # a process that the job left behind may hold the pipe open
+        with contextlib.suppress(BlockingIOError):
+            while self.read_output(process):
+                pass
+        os.close(process.output)
+        self.runner = None
+        self.do(self.session.exited(process.reap(), time.monotonic()))
+
+    def do(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self.channel.send(effect.encode())
+            elif isinstance(effect, Say):
+                say(effect.text)
+            elif isinstance(effect, StartRunner):
+                self.start_runner(with_registration=effect.with_registration)
+            elif isinstance(effect, StopRunner):
+                if self.runner is not None:
+                    self.runner.terminate()
+            elif isinstance(effect, AnswerHook):
+                self.answer(effect)
+            elif isinstance(effect, PowerOff):
+                self.ended = True
+
+    def start_runner(self, *, with_registration: bool) -> None:
+        self.runner = runner.start(self.registration if with_registration else "")
+        self.do(self.session.started(self.runner.pid, time.monotonic()))
+
+    def answer(self, answer: AnswerHook) -> None:
+        for client in self.waiting:
+            with contextlib.suppress(OSError), client:
+                client.sendall((("ok\n" if answer.ok else "no\n") + answer.text + "\n").encode())
+        self.waiting = []
+
+
+def find_port(folder: str = "/sys/class/virtio-ports") -> str:
+    """The device of our port, waited for; udev's link to it may come later than we do."""
+    while True:
+        with contextlib.suppress(OSError):
+            for entry in os.listdir(folder):
+                with open(f"{folder}/{entry}/name", encoding="ascii") as file:
+                    if file.read().strip() == PORT:
+                        return f"/dev/{entry}"
+        time.sleep(0.1)
+
+
+def listen(path: str) -> socket.socket:
+    """The hook's socket, for root and the runner's group."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(path)
+    os.chown(path, 0, pwd.getpwnam(runner.USER).pw_gid)
+    os.chmod(path, 0o660)
+    server.listen(8)
+    server.setblocking(False)
+    return server
+
+
+def say(text: str) -> None:
+    print(f"ironcd: {text}", flush=True)
+
+
+def main() -> None:
+    """Runs until the runner is done, then powers the machine off: nothing on its disk is wanted any more."""
+    try:
+        Guest().run()
+    finally:
+        os.execv("/usr/bin/systemctl", ["systemctl", "poweroff", "--force", "--force"])
