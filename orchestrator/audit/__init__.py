@@ -1,0 +1,7 @@
+"""The record of egress, as the hosts ship it: `Ledger` keeps and searches it, `router` serves it."""
+
+from orchestrator.audit.api import router
+from orchestrator.audit.ledger import Gap, Ledger
+from orchestrator.audit.search import Query
+
+__all__ = ["Gap", "Ledger", "Query", "router"]

@@ -35,7 +35,7 @@ def learn(world: World, seen: Job, installation: Installation, finished: JobReco
         record = msgspec.structs.replace(known, job=merged)
     if record.job.over and not record.over_at:
         record = msgspec.structs.replace(record, over_at=world.now)
-        record = _told(record, world.now, "completed", record.job.conclusion)
+        record = _told(record, world.now, "over", record.job.conclusion)
     if known is not None and known.job.over and known is finished:
         return known
     world.put_job(_classed(world, record))

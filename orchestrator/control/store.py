@@ -229,6 +229,15 @@ class Store:
             inbox, dead = await self._ask(pipe.execute())
         return {"inbox": inbox, "dead": dead}
 
+    async def add_counts(self, counts: dict[str, int], values: dict[str, int]) -> None:
+        """Add ``counts`` to the counters, and set ``values`` there."""
+        async with self.client.pipeline(transaction=False) as pipe:
+            for counter, by in counts.items():
+                pipe.hincrby(self.names.counters, counter, by)
+            for counter, value in values.items():
+                pipe.hset(self.names.counters, counter, str(value))
+            await self._ask(pipe.execute())
+
     async def trim(self, lease: Lease, keep: int) -> None:
         """Let go of finished jobs and destroyed runners beyond the ``keep`` latest, and of policies that none has."""
         changes = self.changes()

@@ -22,7 +22,26 @@ from orchestrator.core.job import Job, tell
 from orchestrator.core.lifecycle import advance, wanted
 from orchestrator.core.machine import PLAIN_LABELS, MachineClass
 from orchestrator.core.policy import Policy
-from orchestrator.core.runner import Alarm, Event, JobStarted, Phase, Placed, PolicyBound, Runner, Withdrawn
+from orchestrator.core.runner import (
+    Alarm,
+    Event,
+    Fenced,
+    HostLost,
+    JobCompleted,
+    JobStarted,
+    Phase,
+    Placed,
+    PolicyBound,
+    Registered,
+    RegistrationProvedGone,
+    RegistrationRefused,
+    Runner,
+    RunnerExited,
+    RunnerListened,
+    VmFailed,
+    VmProvedGone,
+    Withdrawn,
+)
 
 ON_ITS_WAY: frozenset[Phase] = frozenset({"WANTED", "BOOTING", "READY"})
 LIVE: frozenset[Phase] = frozenset({"BOOTING", "READY", "RUNNING"})
@@ -110,14 +129,13 @@ class World:
         if after == before:
             return False
         record = msgspec.structs.replace(record, life=after, tries=0, not_before=0.0, waiting="")
-        what, detail = _said(event, before, after)
+        what, detail = _said(event, after)
         if what:
             record = record.tell(self.now, what, detail)
         if after.phase != before.phase:
             self._durations.append((before.phase, max(0.0, self.now - before.since)))
             log.info("runner_phase", runner=runner_id, phase=after.phase, reason=after.reason, job=after.job_id)
-            if what != after.phase:
-                record = record.tell(self.now, after.phase, _why(after))
+            record = record.tell(self.now, after.phase, _why(after))
         self.put_runner(record)
         self.progress = True
         if after.phase in ("DESTROYING", "GONE") and before.phase not in ("DESTROYING", "GONE"):
@@ -200,24 +218,28 @@ def _why(life: Runner) -> str:
     )
 
 
-def _said(event: Event, before: Runner, after: Runner) -> tuple[str, str]:
+_TOLD = (
+    Placed,
+    Registered,
+    RegistrationRefused,
+    RunnerListened,
+    JobStarted,
+    PolicyBound,
+    JobCompleted,
+    RunnerExited,
+    VmFailed,
+    HostLost,
+    Withdrawn,
+    Fenced,
+    VmProvedGone,
+    RegistrationProvedGone,
+)
+"""Events that a runner's story names; of the others it tells what came of them."""
+
+
+def _said(event: Event, after: Runner) -> tuple[str, str]:
     """What the runner's story says of an event, beside a change of phase."""
-    said = ("", "")
-    match event:
-        case Placed(host=host):
-            said = ("placed", host)
-        case JobStarted(job_id=job_id):
-            said = ("job_started", str(job_id))
-        case PolicyBound(digest=digest):
-            said = ("policy_in_force", digest)
-        case Withdrawn(reason=reason):
-            said = ("withdrawn", reason)
-        case _ if after.fencing and not before.fencing:
-            said = ("fencing", after.fencing)
-        case _ if after.registration == "gone" != before.registration:
-            said = ("registration_gone", "")
-        case _ if after.vm == "gone" != before.vm:
-            said = ("vm_gone", "")
-        case _:
-            pass
-    return said
+    if not isinstance(event, _TOLD):
+        return ("fencing", after.fencing) if after.fencing else ("", "")
+    fields = (getattr(event, name) for name in event.__struct_fields__)
+    return type(event).__name__, " ".join(str(field) for field in fields)[:500]

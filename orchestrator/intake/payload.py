@@ -126,7 +126,7 @@ def _job(payload: _Payload, at: float) -> Job:
         conclusion=_text(seen.conclusion),
         runner_id=_number(seen.runner_id),
         runner_name=_text(seen.runner_name),
-        story=(Moment(at, f"delivery_{action}"),),
+        story=(Moment(at, action, "delivery received"),),
     )
 
 

@@ -60,14 +60,3 @@ def read(folder: Path, day: str) -> Iterator[bytes]:
                     yield line[:-1]
     except FileNotFoundError:
         return
-
-
-def last(folder: Path) -> bytes | None:
-    """The last whole line of all days; None where there is none."""
-    for day in reversed(days(folder)):
-        found = None
-        for found in read(folder, day):  # noqa: B007 - the last one is wanted
-            pass
-        if found is not None:
-            return found
-    return None

@@ -147,7 +147,7 @@ class Stage:
         return job
 
     async def deliver(self, job: Job, action: str = "", *, guid: str = "") -> None:
-        told = Moment(self.now, f"delivery_{action or job.state}")
+        told = Moment(self.now, action or job.state, "delivery received")
         told_job = msgspec.structs.replace(job, story=(told,))
         await self._put(Delivery(guid or f"g{next(self._guids)}", "workflow_job", self.now, job=told_job))
 

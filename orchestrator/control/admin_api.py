@@ -1,0 +1,128 @@
+"""What admins call, and the ``ironcd`` command: jobs with their whole story, runners, hosts.
+
+===========================  ============================================================================
+``GET /api/v1/jobs``         ``?state= &repo= &served= &waiting=true &limit=``, latest first
+``GET /api/v1/jobs/{id}``    with timeline, runners and proof
+``GET /api/v1/runners``      ``?phase= &host= &gone=false &limit=``, latest first
+``GET /api/v1/runners/{id}``
+``GET /api/v1/hosts``
+===========================  ============================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+
+from orchestrator.control.records import JobRecord, RunnerRecord
+from orchestrator.control.store import Store
+from orchestrator.control.views import host_view, job_story, job_view, runner_story, runner_view, runners_by_host
+from orchestrator.core.errors import StoreError
+
+LIMIT = 10_000
+
+
+class AdminApi:
+    """``hosts``: the names of those that are configured, seen or not."""
+
+    def __init__(
+        self, store: Store, *, hosts: frozenset[str] = frozenset(), clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._hosts = hosts
+        self._clock = clock
+
+    async def jobs(
+        self,
+        state: str = "",
+        repo: str = "",
+        served: str = "",
+        *,
+        waiting: bool = False,
+        limit: int = Query(default=100, ge=1, le=LIMIT),
+    ) -> Response:
+        live = await self._ask(self._store.live_jobs())
+        records = sorted(live, key=_latest, reverse=True)
+        if not waiting:
+            records += await self._ask(self._store.latest_finished_jobs(limit))
+        views = (job_view(record) for record in records)
+        found = [
+            view
+            for view in views
+            if (not state or view["state"] == state)
+            and (not repo or view["repo"] == repo)
+            and (not served or view["served"] == served)
+            and (not waiting or view["waiting"])
+        ]
+        return _json({"jobs": found[:limit], "total": len(found)})
+
+    async def job(self, job_id: int) -> Response:
+        record = await self._ask(self._store.job(job_id))
+        if record is None:
+            raise HTTPException(404, f"no job {job_id} is known")
+        return _json(job_story(record, await self._runners_of(record)))
+
+    async def runners(
+        self,
+        phase: str = "",
+        host: str = "",
+        *,
+        gone: bool = True,
+        limit: int = Query(default=1000, ge=1, le=LIMIT),
+    ) -> Response:
+        records = await self._ask(self._store.live_runners())
+        if gone or phase == "GONE":
+            records += await self._ask(self._store.latest_gone_runners(limit))
+        found = [
+            runner_view(record)
+            for record in sorted(records, key=lambda record: record.life.created_at, reverse=True)
+            if (not phase or record.life.phase == phase) and (not host or record.life.host == host)
+        ]
+        return _json({"runners": found[:limit], "total": len(found)})
+
+    async def runner(self, runner_id: str) -> Response:
+        record = await self._ask(self._store.runner(runner_id.upper()))
+        if record is None:
+            raise HTTPException(404, f"no runner {runner_id} is known")
+        return _json(runner_story(record))
+
+    async def hosts(self) -> Response:
+        sightings = await self._ask(self._store.sightings())
+        runners = runners_by_host(await self._ask(self._store.live_runners()))
+        names = sorted(sightings.keys() | self._hosts)
+        now = self._clock()
+        views = [host_view(name, sightings.get(name), runners.get(name, ()), now) for name in names]
+        return _json({"hosts": views})
+
+    async def _runners_of(self, record: JobRecord) -> list[RunnerRecord]:
+        found = [await self._ask(self._store.runner(runner_id)) for runner_id in record.runners]
+        return [runner for runner in found if runner is not None]
+
+    async def _ask(self, call: Any) -> Any:
+        try:
+            return await call
+        except StoreError as error:
+            raise HTTPException(503, error.as_dict()) from None
+
+
+def router(api: AdminApi, authenticate: Callable[[Request], None]) -> APIRouter:
+    """The routes of ``api``, for an application to include; each request is authenticated first."""
+    routes = APIRouter(prefix="/api/v1", dependencies=[Depends(authenticate)])
+    routes.add_api_route("/jobs", api.jobs, methods=["GET"], response_class=Response)
+    routes.add_api_route("/jobs/{job_id}", api.job, methods=["GET"], response_class=Response)
+    routes.add_api_route("/runners", api.runners, methods=["GET"], response_class=Response)
+    routes.add_api_route("/runners/{runner_id}", api.runner, methods=["GET"], response_class=Response)
+    routes.add_api_route("/hosts", api.hosts, methods=["GET"], response_class=Response)
+    return routes
+
+
+def _latest(record: JobRecord) -> tuple[float, int]:
+    return record.job.created_at, record.job.id
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"})

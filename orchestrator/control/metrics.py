@@ -1,0 +1,167 @@
+"""Prometheus metrics.  What is counted lives in Redis and is collected at the scrape, so a restart loses nothing.
+
+Any process that can reach Redis can serve them; what a worker alone knows (GitHub's rate limit) it writes there too.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from fastapi import APIRouter, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from orchestrator.control.changes import PHASE_BUCKETS_S
+from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
+from orchestrator.control.store import Store
+from orchestrator.control.views import runners_by_host
+from orchestrator.core.errors import StoreError
+from orchestrator.core.placement import HostView, free_of
+from orchestrator.core.runner import PHASES
+
+HELP = {
+    "deliveries": "Webhook deliveries by what became of them",
+    "github_failures": "Failed requests to GitHub by error code",
+    "github_calls": "Requests to GitHub by method, route and status",
+    "worker_errors": "Faults in the worker's own code",
+    "alarms": "Times that the destruction of a runner was late",
+    "looks": "Reconciliations by result",
+    "ledger_events": "Events of the egress ledger received by verdict",
+}
+JOB_STATES = ("waiting", "queued", "in_progress", "completed")
+_NAME = re.compile(r"([a-z_]+)(?:\{(.*)\})?")
+
+
+class Scrape:
+    """One scrape's worth of metrics, out of what was read of the store."""
+
+    def __init__(self, counters: dict[str, float], metrics: Iterable[Metric]) -> None:
+        self._counters = counters
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+        yield from counter_families(self._counters)
+        yield from phase_histogram(self._counters)
+
+
+async def scrape(store: Store, *, clock: Callable[[], float] = time.time) -> bytes:
+    """The metrics in Prometheus' text format.  With Redis away: ``ironcd_store_up 0`` and nothing else."""
+    registry = CollectorRegistry(auto_describe=False)
+    up = GaugeMetricFamily("ironcd_store_up", "1 where Redis answers")
+    try:
+        counters, lengths = await store.counters(), await store.lengths()
+        jobs, runners = await store.live_jobs(), await store.live_runners()
+        sightings = await store.sightings()
+    except StoreError:
+        up.add_metric([], 0)
+        registry.register(Scrape({}, [up]))
+        return generate_latest(registry)
+    up.add_metric([], 1)
+    metrics = [up, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, clock())]
+    registry.register(Scrape(counters, metrics))
+    return generate_latest(registry)
+
+
+def router(store: Store) -> APIRouter:
+    routes = APIRouter(include_in_schema=False)
+
+    async def metrics() -> Response:
+        return Response(await scrape(store), media_type=CONTENT_TYPE_LATEST)
+
+    routes.add_api_route("/metrics", metrics, methods=["GET"], response_class=Response)
+    return routes
+
+
+def counter_families(counters: dict[str, float]) -> Iterator[Metric]:
+    """Counters kept as ``name{label=value,...}``; those of the phase histogram aren't among them."""
+    samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name in HELP}
+    for key, value in counters.items():
+        name, labels = parse(key)
+        if name in samples:
+            samples[name].append((labels, value))
+    for name, found in samples.items():
+        names = sorted(found[0][0]) if found else []
+        family = CounterMetricFamily(f"ironcd_{name}", HELP[name], labels=names)
+        for labels, value in found:
+            family.add_metric([labels.get(label, "") for label in names], value)
+        yield family
+    yield from _limits(counters)
+
+
+def phase_histogram(counters: dict[str, float]) -> Iterator[Metric]:
+    family = HistogramMetricFamily("ironcd_phase_seconds", "How long runners were in a phase", labels=["phase"])
+    for phase in PHASES[:-1]:
+        count = counters.get(f"phase_seconds_count{{phase={phase}}}", 0.0)
+        buckets = [
+            (str(le), counters.get(f"phase_seconds_bucket{{phase={phase},le={le}}}", 0.0)) for le in PHASE_BUCKETS_S
+        ]
+        total = counters.get(f"phase_seconds_sum{{phase={phase}}}", 0.0)
+        family.add_metric([phase], [*buckets, ("+Inf", count)], total)
+    yield family
+
+
+def parse(key: str) -> tuple[str, dict[str, str]]:
+    match = _NAME.fullmatch(key)
+    if match is None:
+        return key, {}
+    pairs = (part.partition("=") for part in (match[2] or "").split(",") if part)
+    return match[1], {name: value for name, _, value in pairs}
+
+
+def _limits(counters: dict[str, float]) -> Iterator[Metric]:
+    family = GaugeMetricFamily("ironcd_github_remaining", "Requests left until GitHub's reset", labels=["resource"])
+    for key, value in counters.items():
+        name, labels = parse(key)
+        if name == "github_remaining":
+            family.add_metric([labels.get("resource", "")], value)
+    yield family
+
+
+def _queues(lengths: dict[str, int]) -> Iterator[Metric]:
+    inbox = GaugeMetricFamily("ironcd_inbox_deliveries", "Deliveries that wait to be worked on")
+    inbox.add_metric([], lengths["inbox"])
+    dead = GaugeMetricFamily("ironcd_dead_deliveries", "Signed deliveries kept aside, unusable or foreign")
+    dead.add_metric([], lengths["dead"])
+    yield from (inbox, dead)
+
+
+def _jobs(jobs: Iterable[JobRecord]) -> Iterator[Metric]:
+    tally: Counter[tuple[str, str]] = Counter((record.job.state, record.job.served) for record in jobs)
+    family = GaugeMetricFamily("ironcd_jobs", "Jobs that aren't put away, by state", labels=["state", "served"])
+    for state in JOB_STATES:
+        tally.setdefault((state, "yes"), 0)
+    for (state, served), count in sorted(tally.items()):
+        family.add_metric([state, served], count)
+    yield family
+
+
+def _runners(runners: Iterable[RunnerRecord]) -> Iterator[Metric]:
+    tally = Counter(record.life.phase for record in runners)
+    family = GaugeMetricFamily("ironcd_runners", "Runners by phase", labels=["phase"])
+    for phase in PHASES[:-1]:
+        family.add_metric([phase], tally.get(phase, 0))
+    yield family
+
+
+def _hosts(sightings: dict[str, Sighting], runners: Iterable[RunnerRecord], now: float) -> Iterator[Metric]:
+    capacity = GaugeMetricFamily("ironcd_host_capacity", "What a host can give in all", labels=["host", "what"])
+    free = GaugeMetricFamily("ironcd_host_free", "What a host has left to give", labels=["host", "what"])
+    silent = GaugeMetricFamily("ironcd_host_silent_seconds", "Since a host's last report", labels=["host"])
+    problems = GaugeMetricFamily("ironcd_host_problems", "What a host complains of", labels=["host", "code"])
+    by_host = runners_by_host(runners)
+    for host, sighting in sorted(sightings.items()):
+        seen = sighting.observed
+        taken = tuple(record.life.machine for record in by_host.get(host, ()))
+        left = free_of(HostView(name=host, capacity=seen.capacity, taken=taken))
+        for what in ("vcpus", "memory_mib", "disk_gib", "gpus"):
+            capacity.add_metric([host, what], getattr(seen.capacity, what))
+            free.add_metric([host, what], getattr(left, what))
+        silent.add_metric([host], max(0.0, now - sighting.at))
+        for code, count in Counter(problem.code for problem in seen.problems).items():
+            problems.add_metric([host, code], count)
+    yield from (capacity, free, silent, problems)
