@@ -69,6 +69,43 @@ def _programs(_settings: Settings) -> tuple[State, str, str]:
     return "ok", f"all {len(_PROGRAMS)} found", ""
 
 
+def _kvm(settings: Settings) -> tuple[State, str, str]:
+    """Starts a real guest's kernel under KVM, as the agent does: a device file alone proves nothing."""
+    from orchestrator.host.accelerator import choose, device_problem
+    from orchestrator.host.images import find_image, list_images
+    from orchestrator.host.paths import host_paths
+
+    host = settings.host_settings()
+    paths = host_paths(host)
+    problem = device_problem()
+    if problem is not None:
+        return "fail", problem.message, problem.remedy
+    images = list_images(paths.images)
+    if not images:
+        return "warn", "can't be tried without an image", "Run `ironcd image build`, then this again."
+    choice = choose(host, find_image(paths.images, images[0].name).kernel, cache=paths.cache)
+    if choice.problem is not None:
+        return "fail", choice.problem.message, choice.problem.remedy
+    if choice.accelerator == "tcg":
+        return (
+            "warn",
+            f"{choice.why}: machines are emulated",
+            "For production, use a host whose guests start under KVM.",
+        )
+    return "ok", choice.why, ""
+
+
+def _libvirt(settings: Settings) -> tuple[State, str, str]:
+    from orchestrator.host.hypervisor import Libvirt
+
+    uri = settings.host_settings().libvirt_uri
+    hypervisor = Libvirt(uri)
+    try:
+        return "ok", f"QEMU {hypervisor.version()} at {uri}", ""
+    finally:
+        hypervisor.close()
+
+
 def _nftables(_settings: Settings) -> tuple[State, str, str]:
     try:
         import nftables
@@ -114,10 +151,9 @@ def _redis(settings: Settings) -> tuple[State, str, str]:
 
 
 def _image(settings: Settings) -> tuple[State, str, str]:
-    from orchestrator.surface.images import images_in
+    from runner_image.store import list_images
 
-    cache = Path(settings.host_settings().cache_dir)
-    names = {image.name for image in images_in(cache)}
+    names = {image.name for image in list_images(Path(settings.host_settings().cache_dir))}
     wanted = {machine.image for machine in settings.machine_classes().values()}
     if wanted - names:
         return "fail", "missing: " + ", ".join(sorted(wanted - names)), "Run `ironcd image build`."
@@ -196,6 +232,8 @@ def _disk(settings: Settings) -> tuple[State, str, str]:
 CHECKS: dict[str, Check] = {
     "root": _root,
     "programs": _programs,
+    "libvirt": _libvirt,
+    "KVM": _kvm,
     "nftables": _nftables,
     "network namespaces": _namespaces,
     "Redis": _redis,

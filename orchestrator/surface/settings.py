@@ -127,9 +127,7 @@ class RedisSection(Section):
 
 class PolicySection(Section):
     organisation_file: Path | None = None
-    """The policy above every repository's own.  None: GitHub's hosts only."""
-    default_file: Path | None = None
-    """In force for a repository that has no policy file of its own.  None: its jobs are refused."""
+    """The policy above every repository's own.  None: each repository must have one."""
 
 
 class LogSection(Section):
@@ -193,7 +191,6 @@ class Settings(BaseSettings):
             installations=github.installations,
             classes=self.machine_classes(),
             organisation_policy_file=str(policy.organisation_file or ""),
-            default_policy_file=str(policy.default_file or ""),
             deadlines=msgspec.convert(control.deadlines.model_dump(), Deadlines),
             pace=msgspec.convert(control.pace.model_dump(), Pace),
             finished_kept=control.finished_kept,

@@ -48,6 +48,8 @@ class Child:
         self.log_file = log_dir / f"{program.name}.log" if log_dir is not None else None
         self.starts = 0
         self.last_status: int | None = None
+        self.last_answer = ""
+        """Why it was last found not ready."""
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -82,7 +84,8 @@ class Child:
             return False
         try:
             return self.program.ready()
-        except Exception:  # noqa: BLE001 - a readiness check asks over sockets that may not be there yet
+        except Exception as error:  # noqa: BLE001 - a readiness check asks over sockets that may not be there yet
+            self.last_answer = f"{type(error).__name__}: {error}"
             return False
 
     def tail(self, lines: int = 15) -> str:
@@ -178,7 +181,8 @@ class Supervisor:
         while not child.is_ready():
             if time.monotonic() > limit:
                 tail = child.tail()
-                where = f"; its log is {child.log_file}" if child.log_file is not None else ""
+                where = f" ({child.last_answer})" if child.last_answer else ""
+                where += f"; its log is {child.log_file}" if child.log_file is not None else ""
                 raise OperationalError(
                     f"{name} did not become ready within {within_s:.0f} s{where}" + (f"\n{tail}" if tail else ""),
                     code="start-failed",

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -109,7 +109,7 @@ class Stack:
                 listen = ("--listen", self.settings.control.listen)
                 return Program(name, (*python, "orchestrator.surface.app", *control, *listen), self._control_ready)
             case "worker":
-                return Program(name, (*python, "orchestrator.control.worker", *control), self._worker_ready)
+                return Program(name, (*python, "orchestrator.surface.worker", *control), self._worker_ready)
             case "agent":
                 return Program(name, (*python, "orchestrator.host", *host), self._agent_ready, ready_within_s=120)
             case _:
@@ -136,13 +136,13 @@ class Stack:
         if not Path("/run/netns", self.host.netns).exists():
             return False
         return "control" not in self._chosen or any(
-            host["host"] == self.host.name for host in self.api("hosts")["hosts"]
+            host["host"] == self.host.name and host["state"] != "unseen" for host in self.api("hosts")["hosts"]
         )
 
     def _gateway_ready(self) -> bool:
         return ask_gateway(self.run_dir, GatewayRequest(op="ping")).ok
 
-    def api(self, path: str, **params: str | float) -> dict[str, list[dict[str, object]]]:
+    def api(self, path: str, **params: str | float) -> Any:
         """``GET /api/v1/PATH`` of the control plane here."""
         token = read_secret(self.settings.control.admin_token_file, "control.admin_token_file")
         response = httpx.get(
@@ -153,8 +153,7 @@ class Stack:
             trust_env=False,
         )
         response.raise_for_status()
-        answer: dict[str, list[dict[str, object]]] = response.json()
-        return answer
+        return response.json()
 
 
 def redis_argv(settings: Settings) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ STYLES: Mapping[str, str] = {
     "warn": "yellow",
     "ok": "green",
     "fail": "red",
+    "FAIL": "red",
     "success": "green",
     "failure": "red",
 }

@@ -1,0 +1,126 @@
+"""The control API's process: webhooks, hosts, admins, metrics, on one port.
+
+Each plane brings its own routes and knows nothing of the others; here they get the store, the secrets and each other's
+hints.  ``python -m orchestrator.surface.app --settings FILE --listen ADDRESS:PORT``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+import uvicorn
+from fastapi import APIRouter, FastAPI, Response
+
+from orchestrator import audit
+from orchestrator.control import admin_api, hosts_api, metrics
+from orchestrator.control.auth import AdminToken, HostTokens
+from orchestrator.control.sealed import Seal
+from orchestrator.control.settings import ControlSettings
+from orchestrator.control.store import Store
+from orchestrator.core.errors import ConfigurationError, IronCDError
+from orchestrator.core.inbox import Keys
+from orchestrator.intake.inbox import Inbox
+from orchestrator.intake.receiver import Receiver
+from orchestrator.intake.receiver import router as receiver_routes
+from orchestrator.intake.secrets import SecretFiles
+from orchestrator.system import log
+from orchestrator.system.hint import Hints
+
+_log = structlog.get_logger()
+
+
+def create_app(settings: ControlSettings) -> FastAPI:
+    """The application.  Raises ConfigurationError where there is no webhook secret."""
+    secrets = SecretFiles(settings.webhook_secret_files)
+    secrets.require()
+    store = Store.at(settings.redis_url, settings.prefix)
+    hints = Hints(settings.redis_url, prefix=settings.prefix)
+    inbox = Inbox.at(settings.redis_url, Keys(settings.prefix), hint=hints)
+    tokens = HostTokens(settings.hosts)
+    hosts = hosts_api.HostsApi(store, Seal.in_folder(Path(settings.state_dir)), tokens, hint=hints)
+    admin = AdminToken(settings.admin_token_file)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(store.close)
+            stack.callback(hints.close)
+            stack.push_async_callback(inbox.close)
+            stack.push_async_callback(hosts.close)
+            yield
+
+    app = FastAPI(title="IronCD", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    receiver = Receiver(inbox, secrets, installations=frozenset(settings.installations))
+    app.include_router(receiver_routes(receiver))
+    app.include_router(hosts_api.router(hosts))
+    app.include_router(admin_api.router(admin_api.AdminApi(store, hosts=tokens.hosts), admin))
+    ledger = audit.Ledger(Path(settings.state_dir) / "audit")
+    app.include_router(audit.router(ledger, host=tokens, admin=admin))
+    app.include_router(metrics.router(store))
+    app.include_router(_health(store))
+    return app
+
+
+def _health(store: Store) -> APIRouter:
+    """``/healthz``: 200 where deliveries can be stored, 503 where Redis is away."""
+    routes = APIRouter(include_in_schema=False)
+
+    async def healthz() -> Response:
+        try:
+            async with asyncio.timeout(2):
+                await store.client.ping()
+        except Exception:  # noqa: BLE001 - whatever keeps Redis from answering makes us unfit to receive
+            return Response(b'{"status":"redis away"}', 503, media_type="application/json")
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    routes.add_api_route("/healthz", healthz, methods=["GET"], response_class=Response)
+    return routes
+
+
+def read_settings(path: Path) -> ControlSettings:
+    """The settings that `ironcd up` wrote.  Raises ConfigurationError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ControlSettings)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigurationError(
+            f"can't read the control plane's settings from {path}: {error}",
+            code="settings-invalid",
+            remedy="`ironcd up` writes this file; start the process with it.",
+        ) from error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.surface.app")
+    parser.add_argument("--settings", type=Path, required=True, help="ControlSettings as JSON")
+    parser.add_argument("--listen", default="127.0.0.1:8470", metavar="ADDRESS:PORT")
+    arguments = parser.parse_args()
+    log.configure("control")
+    address, _, port = arguments.listen.rpartition(":")
+    try:
+        app = create_app(read_settings(arguments.settings))
+    except IronCDError as error:
+        _log.error("control_ended", **error.as_dict())
+        return error.exit_status
+    uvicorn.run(
+        app,
+        host=address.strip("[]"),
+        port=int(port),
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
