@@ -25,6 +25,7 @@ from orchestrator.core.names import names_of, ulid_of
 from orchestrator.core.wire import Desired, DesiredRunner, Failure, GuestClaim, Observed
 from orchestrator.host import console, guest, sweep
 from orchestrator.host.accelerator import Choice, device_problem
+from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import Situation, Step, next_step
 from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import find_image, list_images
@@ -124,6 +125,12 @@ class Agent:
             case _:
                 pass
         self.wake.set()
+
+    def channel_lost(self, ulid: str) -> None:
+        """QEMU closed a guest's channel.  Where nobody listens there any more, QEMU itself is gone, before libvirt says so."""
+        runner = self._runners.get(ulid)
+        if runner is not None and not is_listening(runner.paths(self.parts).channel):
+            self.vm_ended(runner.names.domain, "gone")
 
     def vm_ended(self, name: str, why: str) -> None:
         """Libvirt says that a domain ended.  Called on a thread of the hypervisor's."""

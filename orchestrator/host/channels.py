@@ -1,7 +1,8 @@
 """The sockets of the guests' channels: one thread reads them all, and no guest can hold it up.
 
 `Channels.ensure` is called again and again for every VM that should have a channel; it connects where there is no
-connection.  A message goes to ``heard`` on the thread of this module; it must not block for long.
+connection.  A message goes to ``heard``, and a connection that QEMU ended to ``lost``, both on the thread of this module;
+they must not block for long.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from orchestrator.host.guest import Lines, Message, Order, Pace, encode, parse
 log = structlog.get_logger()
 
 Heard = Callable[[str, Message], None]
+Lost = Callable[[str], None]
 _READ = 4096
 _MAX_UNSENT = 64 * 1024
 
@@ -38,6 +40,19 @@ class Talk(Protocol):
     def close(self, ulid: str) -> None: ...
 
 
+def is_listening(path: Path) -> bool:
+    """False where nobody has the socket ``path`` open any more: QEMU is gone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.setblocking(False)
+        try:
+            link.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
 class _Channel:
     def __init__(self, ulid: str, link: socket.socket) -> None:
         self.ulid = ulid
@@ -50,8 +65,9 @@ class _Channel:
 
 
 class Channels:
-    def __init__(self, heard: Heard) -> None:
+    def __init__(self, heard: Heard, lost: Lost) -> None:
         self._heard = heard
+        self._lost = lost
         self._lock = threading.RLock()
         self._channels: dict[str, _Channel] = {}
         self._selector = selectors.DefaultSelector()
@@ -137,15 +153,16 @@ class Channels:
                 data = b""
             if not data:
                 self._drop(channel)
-                return
             lines = list(channel.lines.feed(data))
             now = time.monotonic()
             pause = channel.pace.spend(now, len(lines) + len(data) / 1024)
-            if pause:
+            if pause and data:
                 channel.resume_at = now + pause
                 self._watch(channel)
         for line in lines:
             self._tell(channel, line)
+        if not data:
+            self._lost(channel.ulid)
 
     def _tell(self, channel: _Channel, line: bytes) -> None:
         message = parse(line)

@@ -61,7 +61,7 @@ class Service:
             records=Records(paths.records),
         )
         self.agent = Agent(parts, Choice("", "not tried yet"), version=_version())
-        self._channels = Channels(self.agent.heard)
+        self._channels = Channels(self.agent.heard, self.agent.channel_lost)
         parts.talk = self._channels
 
     def run(self) -> None:
