@@ -10,7 +10,11 @@ import json
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_address
 
+from orchestrator.core.floor import floor_reason
 from orchestrator.system.process import run
+
+_NOT_ALWAYS_BLOCKED = frozenset({None, "private"})
+"""What else lies on the floor (loopback, link-local, metadata) can't be lifted, and keeps its own, clearer reason."""
 
 
 class OwnAddresses:
@@ -40,6 +44,6 @@ class OwnAddresses:
 def _parse(listing: str) -> Iterator[str]:
     for interface in json.loads(listing):
         for entry in interface.get("addr_info", ()):
-            local = entry.get("local")
-            if local:
-                yield str(ip_address(local))
+            local = str(ip_address(entry.get("local", "::")))
+            if floor_reason(local) in _NOT_ALWAYS_BLOCKED:
+                yield local

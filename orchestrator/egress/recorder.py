@@ -82,6 +82,7 @@ class Recorder:
         bucket = self._buckets.get(tap)
         if bucket is None:
             bucket = self._buckets[tap] = Bucket(per_second, per_second, now)
+        bucket.rate = bucket.burst = per_second
         if bucket.take(now):
             self.ledger.append(event)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import ssl
 from collections.abc import Iterable, Sequence
 
@@ -60,7 +62,7 @@ def message(
 def records(msg: bytes, cuts: Iterable[int] = (), version: bytes = b"\x03\x01") -> bytes:
     """``msg`` in TLS records, a new one beginning at each of ``cuts`` and wherever one is full."""
     points = sorted({0, len(msg), *cuts, *range(0, len(msg), 16_384)})
-    pieces = [msg[start:end] for start, end in zip(points, points[1:], strict=False)]
+    pieces = [msg[start:end] for start, end in itertools.pairwise(points)]
     return b"".join(b"\x16" + version + u16(piece) for piece in pieces if piece)
 
 
@@ -82,8 +84,6 @@ def openssl(name: str | None, **context_fields: object) -> bytes:
         setattr(context, key, value)
     outgoing = ssl.MemoryBIO()
     client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
-    try:
+    with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
     return outgoing.read()

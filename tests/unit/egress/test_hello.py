@@ -175,7 +175,7 @@ def test_names_are_folded_and_nothing_else(spelling: bytes, name: str) -> None:
         (b'allowed"example', "name_characters"),
         (b"allowed%2eexample", "name_characters"),
         (b"\x1b[2Jallowed.example", "name_characters"),
-        ("allowed.example".replace("e", "е").encode(), "name_characters"),
+        ("allowed.exampl\u0435".encode(), "name_characters"),
         ("\u212aallowed.example".encode(), "name_characters"),
         (b"user@allowed.example", "name_characters"),
         (b"allowed.example:443", "name_characters"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import random
 import ssl
@@ -56,10 +57,8 @@ class Server:
         incoming = ssl.MemoryBIO()
         incoming.write(data)
         connection = self._context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True)
-        try:
+        with contextlib.suppress(ssl.SSLError, UnicodeDecodeError):
             connection.do_handshake()
-        except (ssl.SSLError, UnicodeDecodeError):
-            pass
         return self._seen
 
 
