@@ -5,8 +5,10 @@ Exit status: 0 where every bar holds, 1 where one doesn't or a figure couldn't b
 
 from __future__ import annotations
 
+import logging
 import sys
 
+import structlog
 from rich.console import Console
 
 from bench import registry, report
@@ -17,6 +19,8 @@ WIDTH = 140
 
 
 def main(names: list[str]) -> int:
+    # Processes are killed here on purpose; their supervisor's warnings about it are no news.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)

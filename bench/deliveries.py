@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "webhook-
 
 class Signed(NamedTuple):
     guid: str
+    job: int
     body: bytes
     signature: str
 
@@ -44,12 +45,21 @@ def example() -> dict[str, Any]:
 
 
 class Deliveries:
-    """Makes deliveries that no receiver has seen.  ``secret`` signs them, ``labels`` are their jobs'."""
+    """Makes deliveries that no receiver has seen.  ``secret`` signs them, ``labels`` are their jobs'.
 
-    def __init__(self, secret: str, *, labels: tuple[str, ...] = ("ironcd",)) -> None:
+    ``repo`` (``owner/name``, an organisation's) and ``installation`` replace the example's.
+    """
+
+    def __init__(
+        self, secret: str, *, labels: tuple[str, ...] = ("ironcd",), repo: str = "", installation: int = 0
+    ) -> None:
         self._secret = secret.encode()
         self._payload = copy.deepcopy(example())
         self._payload["workflow_job"]["labels"] = list(labels)
+        if repo:
+            self._payload["repository"]["full_name"] = repo
+            self._payload["repository"]["owner"] |= {"login": repo.split("/", maxsplit=1)[0], "type": "Organization"}
+            self._payload["installation"]["id"] = installation
         self._made = 0
 
     def make(self, count: int) -> list[Signed]:
@@ -58,8 +68,9 @@ class Deliveries:
     def _each(self, count: int) -> Iterator[Signed]:
         for _ in range(count):
             self._made += 1
-            self._payload["workflow_job"]["id"] = 50_000_000_000 + self._made
+            job = 50_000_000_000 + self._made
+            self._payload["workflow_job"]["id"] = job
             body = json.dumps(self._payload, separators=(",", ":")).encode()
             digest = hmac.new(self._secret, body, hashlib.sha256).hexdigest()
             guid = f"72d3162e-cc78-11e3-81ab-{self._made:012x}"
-            yield Signed(guid, body, f"sha256={digest}")
+            yield Signed(guid, job, body, f"sha256={digest}")

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from bench.rows import Bench
 
-NAMES: tuple[str, ...] = ("policy",)
+NAMES = ("policy", "receiver", "durability")
 
 
 def bench(name: str) -> Bench:
