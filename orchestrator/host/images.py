@@ -44,7 +44,7 @@ class LocalImage(msgspec.Struct, frozen=True):
 def find_image(folder: Path, name: str) -> LocalImage:
     """Raises HostError: ``image-missing``, or ``image-broken`` for one that isn't whole."""
     place = folder / name
-    if "/" in name or name.startswith(".") or not place.is_dir():
+    if not name or "/" in name or name.startswith(".") or not place.is_dir():
         raise HostError(
             f"this host has no image called {name!r}",
             code="image-missing",

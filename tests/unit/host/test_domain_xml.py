@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import msgspec
+import pytest
+
+from orchestrator.core.names import names_of
+from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, qemu_group, seed_source, ulid_in
+
+ULID = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
+NAMES = names_of(ULID)
+SPEC = DomainSpec(
+    ulid=ULID,
+    name=NAMES.domain,
+    domain_type="kvm",
+    vcpus=3,
+    memory_mib=2048,
+    kernel="/b/vmlinuz",
+    initrd="/b/initrd",
+    cmdline='root=/dev/vda quiet="<&>"',
+    disk="/d/disk.qcow2",
+    backing="/i/disk.qcow2",
+    seed="/s/seed.iso",
+    tap=NAMES.tap,
+    channel="/c/x.sock",
+    console="/l/x.log",
+    owner="+1990000007:+64055",
+)
+
+
+def _root(**changes: object) -> ET.Element:
+    return ET.fromstring(domain_xml(msgspec.structs.replace(SPEC, **changes)))
+
+
+def test_size_and_boot():
+    root = _root()
+    assert root.get("type") == "kvm"
+    assert root.findtext("name") == NAMES.domain
+    assert root.findtext("vcpu") == "3"
+    assert (root.find("memory").get("unit"), root.findtext("memory")) == ("MiB", "2048")
+    assert root.find("os/type").get("machine") == "q35"
+    assert root.findtext("os/kernel") == "/b/vmlinuz"
+    assert root.findtext("os/initrd") == "/b/initrd"
+    assert root.findtext("os/cmdline") == 'root=/dev/vda quiet="<&>"'
+    assert root.find("genid") is not None
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("kvm", "host-passthrough"), ("qemu", "maximum")])
+def test_cpu_follows_the_accelerator(kind, mode):
+    assert _root(domain_type=kind).find("cpu").get("mode") == mode
+
+
+def test_the_disk_is_an_overlay_whose_image_stays_roots():
+    disk = _root().find("devices/disk[@device='disk']")
+    assert disk.find("source").get("file") == "/d/disk.qcow2"
+    assert disk.find("driver").get("cache") == "unsafe"
+    assert disk.find("backingStore/source").get("file") == "/i/disk.qcow2"
+    assert disk.find("backingStore/source/seclabel").attrib == {"model": "dac", "relabel": "no"}
+
+
+def test_the_seed_is_a_drive_that_can_be_emptied():
+    drive = _root().find("devices/disk[@device='cdrom']")
+    assert (drive.find("target").get("bus"), drive.find("readonly") is not None) == ("scsi", True)
+    assert seed_source(domain_xml(SPEC)) == "/s/seed.iso"
+    empty = ET.fromstring(empty_seed_xml())
+    assert empty.find("source") is None
+    assert empty.find("target").attrib == drive.find("target").attrib
+
+
+def test_the_link_is_a_tap_of_ours_and_every_guest_has_the_same_mac():
+    link = _root().find("devices/interface")
+    assert link.get("type") == "ethernet"
+    assert link.find("target").attrib == {"dev": NAMES.tap, "managed": "no"}
+    assert link.find("mac").get("address") == "02:00:00:00:00:01"
+
+
+def test_channel_and_console():
+    devices = _root().find("devices")
+    assert devices.find("channel/source").attrib == {"mode": "bind", "path": "/c/x.sock"}
+    assert devices.find("channel/target").attrib == {"type": "virtio", "name": "org.ironcd.0"}
+    assert devices.find("serial").get("type") == "file"
+    assert devices.find("serial/source").get("path") == "/l/x.log"
+    assert devices.find("rng/backend").text == "/dev/urandom"
+
+
+def test_nothing_that_a_runner_has_no_use_for():
+    devices = _root().find("devices")
+    assert {child.tag for child in devices} == {
+        "disk", "controller", "interface", "serial", "channel", "rng", "memballoon", "panic",
+    }  # fmt: skip
+    assert devices.find("memballoon").get("model") == "none"
+    assert devices.find("controller[@type='usb']").get("model") == "none"
+
+
+def test_one_life():
+    root = _root()
+    assert {root.findtext(event) for event in ("on_poweroff", "on_reboot", "on_crash")} == {"destroy"}
+
+
+def test_qemu_runs_as_a_user_of_its_own():
+    assert _root().findtext("seclabel/label") == "+1990000007:+64055"
+    assert _root(owner="").find("seclabel") is None
+
+
+def test_our_metadata_tells_whose_it_is():
+    assert ulid_in(domain_xml(SPEC)) == ULID
+    assert ulid_in("<domain><metadata/></domain>") is None
+    assert ulid_in("<domain/>") is None
+
+
+def test_the_in_memory_driver_gets_what_it_understands():
+    root = _root(domain_type="test")
+    assert root.find("cpu") is None
+    assert root.find("seclabel") is None
+
+
+def test_the_group_of_qemu_is_read_off_the_capabilities():
+    capabilities = """<capabilities><host><secmodel><model>none</model></secmodel>
+      <secmodel><model>dac</model><baselabel type='kvm'>+64055:+108</baselabel></secmodel></host></capabilities>"""
+    assert qemu_group(capabilities) == 108
+    assert qemu_group("<capabilities><host/></capabilities>") is None

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pycdlib
+import pytest
+
+from orchestrator.core.names import names_of
+from orchestrator.host.seed import make_seed, meta_data, network_config, user_data
+from orchestrator.host.slots import slot_at
+
+NAMES = names_of("01JZZZZZZZZZZZZZZZZZZZZZZ1")
+SLOT = slot_at("10.201.0.0/16", 0)
+JIT = "eyJ" + "QUJD" * 40
+
+
+def test_user_data_writes_the_jit_for_root_only():
+    text = user_data(NAMES, JIT, ())
+    assert text.startswith("#cloud-config\n")
+    config = json.loads(text.partition("\n")[2])
+    (file,) = config["write_files"]
+    assert file == {"path": "/run/ironcd/jit", "content": JIT, "owner": "root:root", "permissions": "0600"}
+    assert config["hostname"] == NAMES.domain
+    assert "ca_certs" not in config
+
+
+def test_authorities_are_added():
+    config = json.loads(user_data(NAMES, JIT, ("-----BEGIN CERTIFICATE-----\nA\n",)).partition("\n")[2])
+    assert config["ca_certs"] == {"trusted": ["-----BEGIN CERTIFICATE-----\nA\n"]}
+
+
+def test_the_network_is_static_and_its_resolver_is_ours():
+    (link,) = json.loads(network_config(SLOT))["ethernets"].values()
+    assert link["addresses"] == ["10.201.0.1/31"]
+    assert link["routes"] == [{"to": "0.0.0.0/0", "via": "10.201.0.0"}]
+    assert link["nameservers"] == {"addresses": ["10.201.0.0"]}
+    assert link["match"] == {"macaddress": "02:00:00:00:00:01"}
+    assert (link["dhcp4"], link["dhcp6"], link["link-local"]) == (False, False, [])
+
+
+def test_the_instance_is_the_runner():
+    assert json.loads(meta_data(NAMES)) == {"instance-id": NAMES.domain, "local-hostname": NAMES.domain}
+
+
+def test_the_image_has_what_nocloud_looks_for(tmp_path):
+    path = tmp_path / NAMES.seed
+    make_seed(path, NAMES, SLOT, jit=JIT, cas=())
+    assert path.stat().st_mode & 0o777 == 0o600
+    iso = pycdlib.PyCdlib()
+    iso.open(str(path))
+    assert iso.pvd.volume_identifier.strip() == b"cidata"
+    for name, text in (("user-data", user_data(NAMES, JIT, ())), ("network-config", network_config(SLOT))):
+        for kind in ("joliet_path", "rr_path"):
+            data = io.BytesIO()
+            iso.get_file_from_iso_fp(data, **{kind: f"/{name}"})
+            assert data.getvalue().decode() == text
+    iso.close()
+
+
+def test_a_link_in_the_seeds_place_isnt_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_bytes(b"precious")
+    (tmp_path / "seed").symlink_to(target)
+    with pytest.raises(OSError):
+        make_seed(tmp_path / "seed", NAMES, SLOT, jit=JIT, cas=())
+    assert target.read_bytes() == b"precious"
