@@ -26,6 +26,7 @@ Json = dict[str, Any]
 SUCCESS, TERMINATED, RETRYABLE, UPDATING, RUN_ONCE_UPDATING, CONFLICT, DEPRECATED = 0, 1, 2, 3, 4, 5, 7
 CONFLICT_S = 240.0
 CONFLICT_PAUSE_S = 30.0
+RETRY_PAUSE_S = 15.0
 _JIT = "ACTIONS_RUNNER_INPUT_JITCONFIG"
 _RESULTS = {100: "Succeeded", 102: "Failed", 103: "Canceled"}
 
@@ -143,7 +144,7 @@ class Listener:
     @staticmethod
     def _pause(seconds: float) -> None:
         try:
-            time.sleep(float(os.environ.get("IRONCD_SIM_RUNNER_PAUSE_S", seconds)))
+            time.sleep(seconds)
         except KeyboardInterrupt:
             raise Stop(SUCCESS, "Exiting...") from None
 
@@ -171,7 +172,7 @@ class Listener:
             if errors > 10:
                 return RETRYABLE
             if errors:
-                self._pause(15.0)
+                self._pause(RETRY_PAUSE_S)
                 continue
             if message is not None and (status := self._take(message)) is not None:
                 return status

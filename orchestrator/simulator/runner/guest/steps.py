@@ -81,7 +81,8 @@ class StepRunner:
         self.paths: list[str] = []
         self.outputs: Json = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._interrupted = 0.0
+        self._interrupted = False
+        self._cancelled_before = False
         self._root = root
         work = root / str(settings.get("WorkFolder") or "_work")
         repo = str(self.github["repository"]).split("/")[-1]
@@ -90,6 +91,10 @@ class StepRunner:
         self._settings = settings
         for item in message.get("environmentVariables") or []:
             self.env.update({key: self.expand(value) for key, value in mapping(item).items()})
+
+    def enter(self) -> None:
+        """The next step begins: a cancellation from now on is for it."""
+        self._cancelled_before = self.cancelled
 
     def prepare(self) -> None:
         """Make the work folders and the event file."""
@@ -173,6 +178,7 @@ class StepRunner:
         return status == 0
 
     def _execute(self, step: Step, argv: list[str], env: dict[str, str], folder: Path, limit_s: float) -> int:
+        self._interrupted = False
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -186,8 +192,10 @@ class StepRunner:
         except OSError as error:
             step.say(f"##[error]{error}")
             return 127
-        self._interrupted = 0.0
-        if limit_s:
+        if self.cancelled and not self._cancelled_before and not self._interrupted:
+            # The cancellation came while the program was being started.
+            self.interrupt()
+        elif limit_s:
             signal.setitimer(signal.ITIMER_REAL, limit_s)
         try:
             assert self._process.stdout is not None
@@ -215,7 +223,7 @@ class StepRunner:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL if self._interrupted else signal.SIGINT)
         if not self._interrupted:
-            self._interrupted = time.monotonic()
+            self._interrupted = True
             signal.setitimer(signal.ITIMER_REAL, _KILL_AFTER_S)
 
     def _apply(self, step: Step, files: dict[str, Path], context: str) -> None:

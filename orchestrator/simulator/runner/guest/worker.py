@@ -45,7 +45,8 @@ class Worker:
     def run(self) -> int:
         """Run the job and report it; returns the worker's exit status."""
         signal.signal(signal.SIGTERM, self._on_cancel)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A handler and not SIG_IGN, which the steps would inherit: they are to be interrupted.
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)
         signal.signal(signal.SIGALRM, lambda _number, _frame: self._run.interrupt())
         renewer = threading.Thread(target=self._renew, daemon=True)
         renewer.start()
@@ -122,6 +123,7 @@ class Worker:
         self._end(step, "succeeded" if good else "failed")
 
     def _one(self, step: Step, spec: Json) -> None:
+        self._run.enter()
         if not self._wanted(str(spec.get("condition") or "success()")):
             step.end("skipped")
             return
