@@ -86,7 +86,8 @@ def floor_parts(net: IPv4Network) -> tuple[tuple[IPv4Network, str], ...]:
 
 def is_liftable(net: IPv4Network) -> bool:
     """True where all of ``net`` is a private or shared range, which a ``private:`` entry can lift off the floor."""
-    return any(net.subnet_of(part) for part, why in _V4 if why in _LIFTABLE)
+    reasons = {why for part, why in _V4 if net.subnet_of(part)}
+    return bool(reasons) and reasons <= _LIFTABLE
 
 
 @lru_cache(maxsize=4096)

@@ -67,3 +67,4 @@ def test_a_range_on_the_floor_needs_lifting_as_a_whole() -> None:
     assert floor_problem("10.1.0.0/16", ("10.0.0.0/8",)) is None
     assert floor_problem("10.0.0.0/8", ("10.1.0.0/16",)) is not None
     assert floor_problem("169.254.169.254/32", ("0.0.0.0/0",)) is not None
+    assert floor_problem("100.100.100.200/32", ("100.64.0.0/10",)) is not None

@@ -250,6 +250,15 @@ def test_the_most_specific_rule_is_the_one_on_record() -> None:
     assert decide(policy, Flow("tls", 443, name="c.d.b.example.com")).rule == "**.example.com"
 
 
+def test_of_ranges_the_longest_is_the_one_on_record() -> None:
+    cidrs = ("203.0.0.0/16", "203.0.113.7/32", "203.0.113.0/24")
+    policy = compile_policy(
+        Policy(mode="enforce", rules=tuple(Rule(id=cidr, cidr=cidr, ports=(22,)) for cidr in cidrs))
+    )
+    for address, rule in (("203.0.113.7", cidrs[1]), ("203.0.113.8", cidrs[2]), ("203.0.1.1", cidrs[0])):
+        assert decide(policy, Flow("tcp", 22, address=address)).rule == rule
+
+
 def test_an_address_that_a_name_resolved_to_is_judged_too() -> None:
     rules = (Rule(id="d", action="deny", cidr="198.51.100.0/24", ports=()), Rule(id="a", host="a.example"))
     policy = compile_policy(Policy(mode="warn", rules=rules, private=(Private("10.1.0.0/16", "the company's mirror"),)))

@@ -115,7 +115,13 @@ def test_the_sealed_phase_reaches_github_and_nothing_else() -> None:
             "*.requestcatcher.com",
             "**.amazonaws.com",
         ),
-        *("*.githubusercontent.com", "**.githubusercontent.com", "*.cloudfront.net", "*.azurewebsites.net"),
+        *(
+            "*.githubusercontent.com",
+            "**.githubusercontent.com",
+            "*.cloudfront.net",
+            "*.azurewebsites.net",
+            "*.surge.sh",
+        ),
     ],
 )
 def test_an_entry_that_needs_an_acknowledgement(host: str) -> None:
