@@ -34,6 +34,8 @@ class DomainSpec(msgspec.Struct, frozen=True):
     """Paths are absolute.  ``memory_mib`` in MiB.  ``ulid`` ends up in our metadata, which a sweeper knows it by."""
 
     ulid: str
+    site: str
+    """Which agent's it is: two agents on one machine (a trial beside production) leave each other's VMs alone."""
     name: str
     domain_type: DomainType
     vcpus: int
@@ -58,7 +60,7 @@ def domain_xml(spec: DomainSpec) -> str:
     _text(root, "name", spec.name)
     ET.SubElement(root, "genid")
     metadata = ET.SubElement(root, "metadata")
-    ET.SubElement(metadata, f"{{{METADATA}}}runner", {"id": spec.ulid})
+    ET.SubElement(metadata, f"{{{METADATA}}}runner", {"id": spec.ulid, "site": spec.site})
     _text(root, "memory", str(spec.memory_mib), {"unit": "MiB"})
     _text(root, "vcpu", str(spec.vcpus))
     boot = ET.SubElement(root, "os")
@@ -93,10 +95,10 @@ def empty_seed_xml() -> str:
     return ET.tostring(drive, encoding="unicode")
 
 
-def ulid_in(xml: str) -> str | None:
-    """The ULID in the metadata of a domain's XML; None where it has none of ours."""
-    runner = ET.fromstring(xml).find(f"metadata/{{{METADATA}}}runner")  # noqa: S314 - libvirt's own answer, expat has no entities from it
-    return None if runner is None else runner.get("id")
+def owner_in(xml: str) -> tuple[str, str]:
+    """(ULID, site) in the metadata of a domain's XML; empty where it has none of ours."""
+    runner = ET.fromstring(xml).find(f"metadata/{{{METADATA}}}runner")  # noqa: S314 - libvirt's own answer
+    return ("", "") if runner is None else (runner.get("id", ""), runner.get("site", ""))
 
 
 def seed_source(xml: str) -> str | None:

@@ -1,7 +1,7 @@
 """Virtual machines: what the agent needs of a hypervisor, and libvirt's version of it.  No other module imports libvirt.
 
-A domain of ours has our metadata *and* the name that its ULID gives; anything else on the host isn't ours and is never
-touched.  Domains are transient: nothing of them is left once they end.
+A domain of ours has our metadata, with this agent's site, *and* the name that its ULID gives; anything else on the host
+isn't ours and is never touched, another agent's VMs included.  Domains are transient: nothing of them is left once they end.
 
 Ends are told by events and found by looking: libvirt's events say why a VM ended (a crash, a kill, its own power-off),
 and a list every second catches what an event missed, for instance while libvirtd was restarted.
@@ -21,7 +21,7 @@ import structlog
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.names import names_of, ulid_of
-from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, qemu_group, seed_source, ulid_in
+from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, owner_in, qemu_group, seed_source
 
 log = structlog.get_logger()
 
@@ -103,11 +103,12 @@ def _start_event_loop() -> None:
 
 
 class Libvirt:
-    """`Hypervisor` on a libvirt connection, which is made anew where it broke."""
+    """`Hypervisor` on a libvirt connection, which is made anew where it broke.  ``site`` tells this agent's VMs from others'."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, site: str) -> None:
         _start_event_loop()
         self._uri = uri
+        self._site = site
         self._lock = threading.Lock()
         self._connection: Any = None
         self._ended: Ended | None = None
@@ -127,14 +128,14 @@ class Libvirt:
         domain = self._find(name)
         if domain is None:
             return
-        if not _is_ours(domain):
-            raise HostError(
-                f"domain {name!r} isn't one of ours",
-                code="domain-foreign",
-                remedy="Rename it: names that begin with ironcd- and a ULID belong to IronCD.",
-            )
         with _told("destroy", name):
             try:
+                if not self._is_ours(domain):
+                    raise HostError(
+                        f"domain {name!r} isn't one of ours",
+                        code="domain-foreign",
+                        remedy="Rename it: names that begin with ironcd- and a ULID belong to IronCD.",
+                    )
                 domain.destroy()
             except libvirt.libvirtError as error:
                 if not _is_absent(error):
@@ -146,7 +147,7 @@ class Libvirt:
         found = []
         for domain in domains:
             with contextlib.suppress(libvirt.libvirtError):  # it ended between the list and the question
-                if _is_ours(domain):
+                if self._is_ours(domain):
                     name = domain.name()
                     found.append(Domain(ulid_of(name) or "", name, _STATES.get(domain.state()[0], "stopped")))
         return found
@@ -216,6 +217,12 @@ class Libvirt:
             self._connection = connection
             return connection
 
+    def _is_ours(self, domain: Any) -> bool:
+        ulid = ulid_of(domain.name())
+        if ulid is None or names_of(ulid).domain != domain.name():
+            return False
+        return owner_in(domain.XMLDesc()) == (ulid, self._site)
+
     def _find(self, name: str) -> Any:
         with _told("look for", name):
             try:
@@ -236,11 +243,6 @@ class Libvirt:
             self._ended(name, "shutdown")
         elif event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
             self._ended(name, "crashed")
-
-
-def _is_ours(domain: Any) -> bool:
-    ulid = ulid_of(domain.name())
-    return ulid is not None and names_of(ulid).domain == domain.name() and ulid_in(domain.XMLDesc()) == ulid
 
 
 def _is_absent(error: Any) -> bool:

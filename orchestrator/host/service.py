@@ -53,7 +53,7 @@ class Service:
         parts = Parts(
             settings=settings,
             paths=paths,
-            hypervisor=Libvirt(settings.libvirt_uri),
+            hypervisor=Libvirt(settings.libvirt_uri, settings.netns),
             wall=Wall(self._thread, self._thread.call(LibNft), ports),
             wires=Links(self._thread),
             gateway=GatewaySocket(paths.gateway_socket),

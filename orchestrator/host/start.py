@@ -125,6 +125,7 @@ def _spec(parts: Parts, runner: Runner, want: DesiredRunner, image: LocalImage, 
     files = runner.paths(parts)
     return DomainSpec(
         ulid=want.id,
+        site=parts.settings.netns,
         name=runner.names.domain,
         domain_type=parts.domain_type,
         vcpus=want.machine.vcpus,

@@ -29,6 +29,8 @@ from orchestrator.system import netns
 from orchestrator.system.process import run
 from tests.adapters.host.conftest import RANGE, new_name
 
+SITE = new_name()
+
 
 def halting_kernel() -> bytes:
     """The least that QEMU takes for a Linux kernel: its boot header, and code that halts."""
@@ -66,6 +68,7 @@ class Backend:
         self.made.append(names.domain)
         return DomainSpec(
             ulid=ulid,
+            site=SITE,
             name=names.domain,
             domain_type="test",
             vcpus=1,
@@ -122,7 +125,7 @@ class Qemu(InMemoryLibvirt):
         self.thread = make_namespace(new_name())
         self.links = Links(self.thread)
         run(["qemu-img", "create", "-q", "-f", "qcow2", str(self.folder / "image"), "16M"])
-        super().__init__(Libvirt("qemu:///system"))
+        super().__init__(Libvirt("qemu:///system", SITE))
 
     def spec(self) -> DomainSpec:
         spec = super().spec()
@@ -170,7 +173,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     if request.param == "fake":
         made = Backend(FakeHypervisor())
     elif request.param == "test":
-        made = InMemoryLibvirt(Libvirt("test:///default"))
+        made = InMemoryLibvirt(Libvirt("test:///default", SITE))
     else:
         made = Qemu()
     try:
@@ -247,6 +250,20 @@ def test_somebody_elses_domains_are_neither_listed_nor_touched(backend):
         backend.unplant(plain)
         if isinstance(backend, InMemoryLibvirt):
             backend.unplant(alike)
+
+
+def test_another_agents_vms_are_left_alone(backend):
+    if not isinstance(backend, InMemoryLibvirt):
+        pytest.skip("the fake is one agent's")
+    spec = msgspec.structs.replace(backend.spec(), site="another")
+    backend.hypervisor.start_paused(spec)
+    try:
+        assert spec.ulid not in [found.ulid for found in backend.hypervisor.ours()]
+        with pytest.raises(HostError):
+            backend.hypervisor.destroy(spec.name)
+        assert backend.hypervisor.state(spec.name) == "paused"
+    finally:
+        backend.unplant(spec.name)
 
 
 def test_what_isnt_there_is_none_and_cant_be_resumed(backend):

@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from orchestrator.core.names import names_of
-from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, qemu_group, seed_source, ulid_in
+from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, owner_in, qemu_group, seed_source
 
 ULID = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
 NAMES = names_of(ULID)
 SPEC = DomainSpec(
     ulid=ULID,
+    site="ironcd",
     name=NAMES.domain,
     domain_type="kvm",
     vcpus=3,
@@ -104,9 +105,9 @@ def test_qemu_runs_as_a_user_of_its_own():
 
 
 def test_our_metadata_tells_whose_it_is():
-    assert ulid_in(domain_xml(SPEC)) == ULID
-    assert ulid_in("<domain><metadata/></domain>") is None
-    assert ulid_in("<domain/>") is None
+    assert owner_in(domain_xml(SPEC)) == (ULID, "ironcd")
+    assert owner_in("<domain><metadata/></domain>") == ("", "")
+    assert owner_in("<domain/>") == ("", "")
 
 
 def test_the_in_memory_driver_gets_what_it_understands():
