@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
 from orchestrator.core.errors import UserError
@@ -30,6 +30,7 @@ from orchestrator.simulator.github.protocol.broker import Broker
 from orchestrator.simulator.github.protocol.results import Results
 from orchestrator.simulator.github.protocol.run_service import RunService
 from orchestrator.simulator.github.protocol.tokens import TokenHost
+from orchestrator.simulator.github.releases import download, release_routes
 from orchestrator.simulator.github.spec import WorkflowSpec, workflow_of
 from orchestrator.simulator.github.state import (
     Account,
@@ -97,6 +98,7 @@ class GitHub:
         self.runner_base = ""
         """Where set, runners are sent to ``runner_base/_host/NAME`` in place of ``https://NAME``."""
         self.rest = Rest(self.state, self.engine, self.hooks, self.url_of)
+        self.rest.download = download()
         self.broker = Broker(self.state, self.engine, self.url_of)
         self.results = Results(self.state, self.engine, self.url_of)
         self.installation_id = self.install(owner).id
@@ -119,7 +121,7 @@ class GitHub:
             jit.RUN_SERVICE: Router(run_service.routes()),
             jit.RESULTS: Router(self.results.routes()),
             jit.BLOBS: Router(self.results.blob_routes()),
-            jit.WEB: Router([Route("/", lambda _request: PlainTextResponse("GitHub (simulated)\n"))]),
+            jit.WEB: Router(release_routes()),
             jit.CODELOAD: nothing,
             jit.PIPELINES: nothing,
         }

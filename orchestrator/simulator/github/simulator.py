@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.routing import BaseRoute
 
 from orchestrator.core.errors import OperationalError
@@ -48,6 +49,7 @@ class Simulator:
         org: str = "acme",
         repositories: Sequence[str] = ("app",),
         shared_keys: int = 0,
+        private_key: rsa.RSAPrivateKey | None = None,
         admin: Sequence[BaseRoute] = (),
     ) -> None:
         self.webhook_secret = webhook_secret or secrets.token_hex(20)
@@ -57,6 +59,7 @@ class Simulator:
             webhook_url=webhook_url,
             webhook_secret=self.webhook_secret,
             repositories=repositories,
+            private_key=private_key,
             admin=admin,
         )
         self.github.rest.spare_keys = [new_key() for _ in range(shared_keys)]

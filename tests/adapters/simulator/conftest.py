@@ -22,6 +22,7 @@ import pytest
 
 from orchestrator.simulator.certificates import Authority
 from orchestrator.simulator.github import Simulator
+from orchestrator.simulator.github.jit import new_key
 from orchestrator.simulator.runner import write_runner
 from orchestrator.system.process import run
 
@@ -40,10 +41,16 @@ def certificate(authority):
     return authority.issue(["127.0.0.1", "localhost"])
 
 
+@pytest.fixture(scope="session")
+def private_key():
+    return new_key()
+
+
 @pytest.fixture
-def simulator(certificate) -> Iterator[Simulator]:
+def simulator(certificate, private_key) -> Iterator[Simulator]:
     """Runners reach it at ``https://127.0.0.1:PORT/_host/NAME``: loopback has no GitHub's names."""
-    with Simulator(shared_keys=1) as made:
+    with Simulator(private_key=private_key) as made:
+        made.github.rest.spare_keys = [private_key]
         listener = socket.create_server(("127.0.0.1", 0))
         made.listen(listener, certificate=certificate.chain, key=certificate.key)
         made.github.runner_base = f"https://127.0.0.1:{listener.getsockname()[1]}"

@@ -310,6 +310,22 @@ def test_a_job_that_went_elsewhere_is_skipped_and_the_next_one_taken(simulator, 
     assert simulator.job(run["jobs"][0]["id"])["conclusion"] == "success"
 
 
+def test_the_runners_own_environment_files_reach_the_steps(simulator, rest, start_runner, tmp_path):
+    write_runner(tmp_path / "runner-0")
+    (tmp_path / "runner-0/.env").write_text("LANG=C.UTF-8\nFROM_ENV_FILE=a=b\n")
+    (tmp_path / "runner-0/.path").write_text(f"/opt/from-path-file:{os.environ['PATH']}\n")
+    run = simulator.create_run("app", workflow("echo $FROM_ENV_FILE ${PATH%%:*}"))
+    assert start_runner(rest.register()["encoded_jit_config"]).ends() == 0
+    assert " a=b /opt/from-path-file\n" in simulator.job_log(run["jobs"][0]["id"])
+
+
+def test_a_step_longer_than_its_limit_fails(simulator, rest, start_runner):
+    run = simulator.create_run("app", workflow("sleep 60"))
+    patch = "worker.StepRunner.program, real = lambda self, *a, **k: real(self, *a, **{**k, 'limit_s': 0.3}), worker.StepRunner.program"
+    assert start_runner(rest.register()["encoded_jit_config"], patch=patch).ends() == 0
+    assert simulator.job(run["jobs"][0]["id"])["conclusion"] == "failure"
+
+
 def test_a_server_whose_certificate_isnt_trusted_gets_no_session(simulator, rest, start_runner):
     patch = "listener.CONFLICT_PAUSE_S = 0.1"
     runner = start_runner(rest.register()["encoded_jit_config"], env={"SSL_CERT_FILE": "/dev/null"}, patch=patch)

@@ -7,6 +7,7 @@ sends and doesn't document), and commit statuses, contents and check runs, which
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from typing import Any
 
@@ -77,7 +78,9 @@ async def test_runners(client, github, base):
     one = f"{path}/{runner['id']}"
     assert (await client.ask("GET", one)).json()["id"] == runner["id"]
     assert (await client.ask("GET", one + "/labels")).json()["total_count"] == 2
-    await client.ask("GET", path + "/downloads")
+    (download,) = (await client.ask("GET", path + "/downloads")).json()
+    tarball = await client.http.get(download["download_url"].replace("https://", "/_host/"))
+    assert hashlib.sha256(tarball.content).hexdigest() == download["sha256_checksum"]
     for name in ("registration-token", "remove-token"):
         assert (await client.ask("POST", f"{path}/{name}")).status_code == 201
     github.state.runners[runner["id"]].job = object()
