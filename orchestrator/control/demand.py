@@ -21,6 +21,7 @@ from orchestrator.core.runner import Placed, Withdrawn
 
 Group = tuple[int, str, tuple[str, ...]]
 """Installation, organisation or repository, labels: runners and jobs of one group fit one another."""
+SURPLUS = "surplus"
 NO_JOB = "its runner was ready, and GitHub gave it no job: does the runner group allow this repository?"
 
 
@@ -29,8 +30,9 @@ def meet_demand(world: World, make_id: Callable[[], str]) -> None:
     jobs, runners = _waiting(world), _on_their_way(world)
     for group in jobs.keys() | runners.keys():
         waiting, coming = jobs.get(group, []), runners.get(group, [])
-        for record in _youngest_first(coming)[: max(0, len(coming) - len(waiting))]:
-            world.happen(record.id, Withdrawn("surplus"))
+        free = [record for record in coming if not record.life.fencing]
+        for record in _youngest_first(free)[: max(0, len(coming) - len(waiting))]:
+            world.happen(record.id, Withdrawn(SURPLUS))
         _want(world, waiting, coming, make_id)
     _place(world)
     _give_reasons(world, jobs)
@@ -46,10 +48,11 @@ def _waiting(world: World) -> dict[Group, list[JobRecord]]:
 
 
 def _on_their_way(world: World) -> dict[Group, list[RunnerRecord]]:
+    """With those that are being fenced for a fault: they are replaced when GitHub has answered, and not before."""
     groups: dict[Group, list[RunnerRecord]] = defaultdict(list)
     for record in world.runners.values():
         life = record.life
-        if life.phase in ON_ITS_WAY and not life.fencing:
+        if life.phase in ON_ITS_WAY and life.fencing != SURPLUS:
             groups[life.installation, life.org or life.repo, life.labels].append(record)
     return groups
 
@@ -110,9 +113,9 @@ def _failed_on(world: World, record: RunnerRecord) -> set[str]:
 def _give_reasons(world: World, jobs: dict[Group, list[JobRecord]]) -> None:
     """Say on each waiting job what it waits for."""
     meant = {r.life.meant_for: r for r in world.runners.values() if r.life.phase in ON_ITS_WAY}
-    for position, (job_id, record) in enumerate((r.job.id, r) for group in jobs.values() for r in group):
+    for position, job_id in enumerate(record.job.id for group in jobs.values() for record in group):
         runner = meant.get(job_id)
-        reason = _reason(world, runner) if runner is not None else _no_runner(world, record, position)
+        reason = _reason(world, runner) if runner is not None else _no_runner(world, world.jobs[job_id], position)
         if world.jobs[job_id].job.reason != reason:
             world.change_job(job_id, reason=reason)
             if runner is not None and runner.waiting and reason == runner.waiting:
@@ -140,8 +143,8 @@ def _reason(world: World, runner: RunnerRecord) -> str:
 
 
 def _no_runner(world: World, record: JobRecord, position: int) -> str:
-    if world.now < record.not_before:
-        return "a runner failed; the next one is made after a pause"
     if record.permanent:
         return record.permanent
+    if world.now < record.not_before:
+        return "a runner failed; the next one is made after a pause"
     return f"a runner of its kind is on its way (place {position + 1} among those that wait)"

@@ -148,7 +148,7 @@ def _number(request: Request, name: str) -> float:
         value = float(request.query_params.get(name, "0"))
     except ValueError:
         raise HTTPException(400, f"{name} must be a number") from None
-    if not 0 <= value < 1 << 53:
+    if not -1 <= value < 1 << 53:
         raise HTTPException(400, f"{name} is out of range")
     return value
 

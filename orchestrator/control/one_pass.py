@@ -84,6 +84,7 @@ class Pass:
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
+        await self._write()
         await self._tell_hosts()
         await self._put_away()
         return self.world.progress or len(self.snapshot.inbox) >= INBOX_AT_ONCE

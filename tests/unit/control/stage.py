@@ -198,6 +198,7 @@ class Stage:
     async def run(self, *, seconds: float = 1.0, rounds: int = 40, deliver: bool = True) -> None:
         """Rounds of everything, until nobody moves: jobs are assigned, started, and end after their policy is bound."""
         for _ in range(rounds):
+            await self.hosts_move()
             await self.look()
             await self.hosts_move()
             for job in self.github_assigns():
