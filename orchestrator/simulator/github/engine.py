@@ -189,9 +189,13 @@ class Engine:
     # Sessions and messages
 
     def open_session(self, runner: Runner, owner_name: str) -> Session:
-        session = Session(id=str(uuid.uuid4()), owner_name=owner_name)
+        session = Session(id=str(uuid.uuid4()), owner_name=owner_name, opened_at=self.state.now())
         runner.session = session
         return session
+
+    def is_live(self, session: Session) -> bool:
+        """False for a session whose runner went without a word: another may take its place."""
+        return self.state.now() <= max(session.opened_at, session.polled_at) + OFFLINE_S
 
     def close_session(self, runner: Runner) -> None:
         runner.session = None

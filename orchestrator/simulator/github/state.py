@@ -116,6 +116,7 @@ class Message:
 class Session:
     id: str
     owner_name: str
+    opened_at: float = 0.0
     messages: list[Message] = field(default_factory=list)
     polled_at: float = 0.0
 

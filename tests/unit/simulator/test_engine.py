@@ -146,6 +146,13 @@ async def test_a_waiting_poll_ends_when_the_runner_is_deleted(github, online):
     assert await asyncio.wait_for(poll, 1) is None
 
 
+async def test_a_session_gone_silent_can_be_replaced(github, online, clock):
+    runner = online("r")
+    assert github.engine.is_live(runner.session)
+    clock.ahead = 121
+    assert not github.engine.is_live(runner.session)
+
+
 async def test_a_rejected_deployment_fails_its_job(github):
     gated = {"jobs": {"d": {"runs-on": "ironcd", "environment": "prod", "steps": [{"run": "true"}]}}}
     run = github.create_run("app", gated)

@@ -42,7 +42,7 @@ class Broker:
         if _too_old(version):
             why = f"Runner version v{version} is deprecated and cannot receive messages."
             raise Denied(403, why, source="actions-broker-listener", errorKind="RunnerVersionTooOld")
-        if runner.session is not None:
+        if runner.session is not None and self._engine.is_live(runner.session):
             why = f"The session for this runner already exists: {runner.session.owner_name}"
             raise Denied(409, why, source="actions-broker-listener", errorKind="TaskAgentSessionConflict")
         runner.version = version
