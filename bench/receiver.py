@@ -20,9 +20,9 @@ from bench.machine import cores, scratch, this_process_on
 from bench.rows import Bench, Figure, Row, in_turns, middle, percentile, row
 
 CONNECTIONS = 64
-BURST = 3000
-WARM_UP = 1000
-ROUNDS = 5
+BURST = 2000
+WARM_UP = 5000
+ROUNDS = 9
 OK = (200, 202)
 PEER = "probot 14.3.2"
 
