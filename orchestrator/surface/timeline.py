@@ -22,10 +22,10 @@ class Span(msgspec.Struct, frozen=True):
 
 
 MILESTONES: tuple[tuple[str, str], ...] = (
-    ("delivery_queued", "GitHub's delivery verified and stored"),
+    ("queued", "GitHub's delivery verified and stored"),
     ("WANTED", "class matched, runner wanted"),
-    ("placed", "placed on a host"),
-    ("BOOTING", "JIT configuration from GitHub"),
+    ("Placed", "placed on a host"),
+    ("Registered", "JIT configuration from GitHub"),
     ("accepted", "host agent read the wish"),
     ("chain_installed", "tap, sealed chain and L2 pins in force"),
     ("disk_made", "disk made"),
@@ -37,10 +37,10 @@ MILESTONES: tuple[tuple[str, str], ...] = (
     ("runner_started", "runner's process started"),
     ("runner_listening", "runner signed in through the gateway"),
     ("job_hint", "job handed to the runner; hook waits"),
-    ("job_started", "GitHub said in_progress"),
+    ("JobStarted", "GitHub said in_progress"),
     ("policy_bound", "the job's policy in force"),
     ("steps_released", "first step released"),
-    ("delivery_completed", "steps ran, GitHub said completed"),
+    ("JobCompleted", "steps ran, GitHub said completed"),
     ("runner_exited", "runner ended"),
     ("end_begun", "destruction begun"),
     ("domain_gone", "VM gone"),
@@ -63,11 +63,16 @@ def timeline(milestones: Mapping[str, float]) -> list[Span]:
 
 
 def milestones_of(job: Mapping[str, Any]) -> dict[str, float]:
-    """Milestones out of a job as the admin API tells its story.  The first time of each counts; marks are the host's own."""
+    """Milestones out of a job as the admin API tells its story, without those of runners that it had before its last.
+
+    The first time of each counts, and a mark is the host's own time.
+    """
     found: dict[str, float] = {}
+    last = job.get("runner")
     for moment in sorted(job.get("story", []), key=lambda moment: float(moment["at"])):
-        found.setdefault(str(moment["what"]), float(moment["at"]))
+        if moment["who"] in ("job", last):
+            found.setdefault(str(moment["what"]), float(moment["at"]))
     for runner in job.get("made_for_it", []):
-        if runner["id"] == job.get("runner"):
+        if runner["id"] == last:
             found |= {str(mark): float(at) for mark, at in runner["marks"].items()}
     return found

@@ -135,4 +135,4 @@ def _fits(probe: Probe, attempt: Attempt) -> bool:
             return attempt.name == probe.server_name
         case _:
             to = probe.target == "gateway" or probe.target in (attempt.orig_dst, attempt.name)
-            return to and attempt.port == probe.port
+            return to and attempt.port == probe.port and attempt.protocol == probe.kind
