@@ -75,13 +75,16 @@ def demo(folder: Path) -> dict[str, Any]:
 
 
 def between(timeline: Sequence[Mapping[str, Any]], first: str, last: str) -> float:
-    """Seconds from one milestone (by its name) to another.  Raises RuntimeError where the run didn't pass one of them."""
+    """Seconds from one milestone (by its name) to another.  Raises RuntimeError where the run didn't pass both, in this order."""
     titles = dict(MILESTONES)
     passed = {span["phase"]: float(span["at"]) for span in timeline}
     missing = [name for name in (first, last) if titles[name] not in passed]
     if missing:
         raise RuntimeError(f"the run has no {', '.join(missing)}")
-    return passed[titles[last]] - passed[titles[first]]
+    seconds = passed[titles[last]] - passed[titles[first]]
+    if seconds < 0:
+        raise RuntimeError(f"the run passed {last} before {first}")
+    return seconds
 
 
 BENCH = Bench((TO_FIRST_STEP, TO_PROOF), measure)

@@ -23,3 +23,8 @@ def test_from_delivery_to_first_step_and_from_end_to_proof() -> None:
 def test_a_run_that_did_not_get_there_is_no_figure() -> None:
     with pytest.raises(RuntimeError, match="GONE"):
         between(spans()[:-1], "delivery_completed", "GONE")
+
+
+def test_milestones_in_the_wrong_order_are_no_figure() -> None:
+    with pytest.raises(RuntimeError, match="before"):
+        between(spans(), "GONE", "delivery_completed")
