@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import redis
 import structlog
@@ -142,10 +143,12 @@ class _QuietWorker(SimpleWorker):
     """Runs hints in this process.  A look that hangs is ended by a timer in its own thread, not by a signal."""
 
     death_penalty_class = TimerDeathPenalty
+    stopped = False
+    """It was told to stop.  RQ itself notes that only where it comes in the middle of a job."""
 
-    @property
-    def stopped(self) -> bool:
-        return bool(self._stop_requested)
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        self.stopped = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
 def read_key(path: str) -> str:
