@@ -99,7 +99,7 @@ def _libvirt(settings: Settings) -> tuple[State, str, str]:
     from orchestrator.host.hypervisor import Libvirt
 
     uri = settings.host_settings().libvirt_uri
-    hypervisor = Libvirt(uri)
+    hypervisor = Libvirt(uri, settings.host_settings().name)
     try:
         return "ok", f"QEMU {hypervisor.version()} at {uri}", ""
     finally:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Put together from pieces, so that this file doesn't hold what it looks for.
 REGISTRIES = ("pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "npmjs" + ".com", "debian" + ".org")
 HOME_FOLDERS = ("/" + "root/", "/" + "work/", "/" + "home/")
-LONGEST_FILE = 450
+LONGEST_FILE = 500
 
 
 def tracked() -> list[Path]:
@@ -44,7 +44,7 @@ def test_no_file_names_a_registry_that_developers_install_from(host):
 
 def test_no_file_has_a_path_of_a_development_machine():
     pattern = re.compile(r"(?<![\w./{}$-])(?:" + "|".join(HOME_FOLDERS) + r")[\w.-]")
-    exempt = {"LICENSE"}
+    exempt = {"LICENSE", "init"}  # the initrd mounts the guest's root under /root
     found = [
         f"{path.relative_to(ROOT)}:{text[: m.start()].count(chr(10)) + 1}: {m[0]}"
         for path, text in texts()
