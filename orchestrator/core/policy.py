@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
@@ -210,6 +211,7 @@ def judge_address(policy: CompiledPolicy, address: str, *, own: Iterable[str] = 
         return None
 
 
+@lru_cache(maxsize=4096)
 def is_dialled(address: str) -> bool:
     """False for an address out of the resolver's range, which stands for a name and is never dialled."""
     try:

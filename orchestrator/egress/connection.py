@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator.core.flow import Flow
-from orchestrator.core.policy import Decision, decide, is_dialled, judge_address
+from orchestrator.core.policy import CompiledPolicy, Decision, decide, is_dialled, judge_address
 from orchestrator.egress.hello import Hello, HelloReader, Invalid
 from orchestrator.egress.links import LinkState
 
@@ -56,7 +56,19 @@ Command = Read | Resolve | Dial | Block | Fail
 class Connection:
     """``address`` and ``port`` are what the client dialled; ``own`` are the host's own addresses."""
 
-    __slots__ = ("_own", "_reader", "address", "decision", "flags", "hello", "name", "port", "protocol", "state")
+    __slots__ = (
+        "_judged_by",
+        "_own",
+        "_reader",
+        "address",
+        "decision",
+        "flags",
+        "hello",
+        "name",
+        "port",
+        "protocol",
+        "state",
+    )
 
     def __init__(
         self, state: LinkState, protocol: Literal["tls", "tcp"], address: str, port: int, own: Iterable[str]
@@ -70,6 +82,7 @@ class Connection:
         self.decision = Decision("blocked", "undecided")
         self.flags: tuple[str, ...] = ()
         self._own = own
+        self._judged_by: CompiledPolicy | None = None
         self._reader = HelloReader(allow_ech=state.policy.policy.allow_ech)
 
     def begin(self) -> Command:
@@ -97,10 +110,11 @@ class Connection:
 
     def answered(self, answers: Sequence[str]) -> Command:
         """Our resolver's ``answers`` for the name; none: it has none."""
-        decision = self.judge()
+        decision = self.decision
+        if self.state.policy is not self._judged_by:
+            decision = self.decision = self.judge()
         if not decision.passes:
             return self._block(decision)
-        self.decision = decision
         if not answers:
             return Fail("dns_failed")
         for answer in answers:
@@ -109,11 +123,11 @@ class Connection:
                 return self._block(Decision("blocked", why, decision.rule))
         if self._mismatch(answers):
             self.flags += ("dst_mismatch",)
-        return Dial(tuple(answers), self.port, bytes(self._reader.data))
+        return self._dial(tuple(answers))
 
     def judge(self) -> Decision:
         """The verdict on this connection as the policy is now."""
-        policy = self.state.policy
+        policy = self._judged_by = self.state.policy
         decision = decide(policy, Flow(self.protocol, self.port, self.name, self.address), own=self._own)
         if self.name is not None:
             decision = self.state.within_budget(decision, self.name)
@@ -122,10 +136,15 @@ class Connection:
         return decision
 
     def judge_live(self, resolved: str) -> Decision:
-        """The verdict, now, on this connection while it is open to ``resolved``."""
-        decision = self.judge()
-        why = judge_address(self.state.policy, resolved, own=self._own) if decision.passes and resolved else None
-        return decision if why is None else Decision("blocked", why, decision.rule)
+        """The verdict, now, on this connection while it is open to ``resolved``: from here on, its `decision`.
+
+        Cheap where the policy is the one that it was judged by before.
+        """
+        if self.state.policy is not self._judged_by:
+            decision = self.judge()
+            why = judge_address(self.state.policy, resolved, own=self._own) if decision.passes and resolved else None
+            self.decision = decision if why is None else Decision("blocked", why, decision.rule)
+        return self.decision
 
     def _judged(self) -> Command:
         decision = self.judge()
@@ -134,7 +153,12 @@ class Connection:
         self.decision = decision
         if self.name is not None:
             return Resolve(self.name)
-        return Dial((self.address,), self.port, bytes(self._reader.data))
+        return self._dial((self.address,))
+
+    def _dial(self, addresses: tuple[str, ...]) -> Dial:
+        head = bytes(self._reader.data)
+        self._reader.data.clear()  # a connection may live for hours; its hello needn't
+        return Dial(addresses, self.port, head)
 
     def _block(self, decision: Decision) -> Block:
         self.decision = decision

@@ -9,17 +9,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import secrets
 import socket
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal
 
 import msgspec
-import structlog
 
 from orchestrator.core.policy import Decision
 from orchestrator.egress import sockets
+from orchestrator.egress.acceptor import NO_ROOM, Acceptor
 from orchestrator.egress.connection import Block, Command, Connection, Dial, Fail, Read, Resolve
 from orchestrator.egress.flow import LiveFlow
 from orchestrator.egress.ledger import LedgerFull
@@ -28,14 +28,8 @@ from orchestrator.egress.recorder import Recorder
 from orchestrator.egress.relay import Pipes, Relay, reset
 from orchestrator.egress.upstream import Upstream
 
-ACCEPTS = 64
-"""Connections taken in one go, before others get their turn."""
 PROGRESS_S = 60.0
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_BACKOFF_S = 0.5
 _READ = 65_536
-
-_log = structlog.get_logger()
 
 
 class GatewayOptions(msgspec.Struct, frozen=True):
@@ -58,21 +52,18 @@ class Gateway:
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._pipes = Pipes()
-        self._listeners: dict[int, tuple[socket.socket, Literal["tls", "tcp"]]] = {}
+        self._acceptors: list[Acceptor] = []
         self._prefix = secrets.token_hex(4)
         self._count = 0
 
     def serve(self, listener: socket.socket, protocol: Literal["tls", "tcp"]) -> None:
         """Accept on ``listener`` from now on; the gateway closes it at its end."""
-        self._listeners[listener.fileno()] = (listener, protocol)
-        self._loop.add_reader(listener.fileno(), self._accept, listener, protocol)
+        self._acceptors.append(Acceptor(listener, partial(self._admit, protocol)))
 
     async def close(self) -> None:
         """Stop listening and end every flow."""
-        for descriptor, (listener, _) in self._listeners.items():
-            self._loop.remove_reader(descriptor)
-            listener.close()
-        self._listeners.clear()
+        for acceptor in self._acceptors:
+            acceptor.close()
         await self._end(set(self.flows), "gateway_stopped")
         self._pipes.close()
 
@@ -85,17 +76,9 @@ class Gateway:
 
     async def reevaluate(self, state: LinkState) -> int:
         """Judge a link's open flows by its policy as it is now, and end those that it forbids; how many."""
-        losers: dict[LiveFlow, Decision] = {}
-        for flow in state.flows:
-            if flow.relay is not None:
-                decision = flow.connection.judge_live(flow.resolved)
-                if decision.passes:
-                    flow.connection.decision = decision
-                else:
-                    losers[flow] = decision
-        for flow, decision in losers.items():
-            flow.connection.decision = decision
-        return await self._end(set(losers), "policy")
+        live = [flow for flow in state.flows if flow.relay is not None]
+        losers = {flow for flow in live if not flow.connection.judge_live(flow.resolved).passes}
+        return await self._end(losers, "policy")
 
     def sweep(self) -> None:
         """End idle flows and record the progress of long ones.  To be called every second or so."""
@@ -109,32 +92,7 @@ class Gateway:
             elif now - flow.progressed >= PROGRESS_S:
                 flow.record_progress(now)
 
-    def _accept(self, listener: socket.socket, protocol: Literal["tls", "tcp"]) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                client, (guest, _) = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                self._rest(listener, protocol, error)
-                return
-            client.setblocking(False)
-            self._admit(client, guest, protocol)
-
-    def _rest(self, listener: socket.socket, protocol: Literal["tls", "tcp"], error: OSError) -> None:
-        """Out of descriptors or memory: leave the queue alone for a moment, so that what is open can go on."""
-        if error.errno not in _NO_ROOM:
-            _log.error("accept_failed", error=str(error))
-        descriptor = listener.fileno()
-        self._loop.remove_reader(descriptor)
-
-        def resume() -> None:
-            if descriptor in self._listeners:
-                self._loop.add_reader(descriptor, self._accept, listener, protocol)
-
-        self._loop.call_later(_BACKOFF_S, resume)
-
-    def _admit(self, client: socket.socket, guest: str, protocol: Literal["tls", "tcp"]) -> None:
+    def _admit(self, protocol: Literal["tls", "tcp"], client: socket.socket, guest: str) -> None:
         state = self._links.of_guest(guest)
         dialled = sockets.original_destination(client)
         now = self._loop.time()
@@ -171,7 +129,7 @@ class Gateway:
         except LedgerFull:
             reason = "ledger_full"
         except OSError as error:
-            reason = "no_room" if error.errno in _NO_ROOM else f"error_{error.errno}"
+            reason = "no_room" if error.errno in NO_ROOM else f"error_{error.errno}"
         finally:
             flow.decided()
             reset(flow.client)
@@ -228,7 +186,7 @@ class Gateway:
         except TimeoutError:
             return "connect_timeout"
         except OSError as error:
-            return "no_room" if error.errno in _NO_ROOM else "connect_failed"
+            return "no_room" if error.errno in NO_ROOM else "connect_failed"
         try:
             return await self._join(flow, upstream, dial.head)
         finally:
@@ -254,10 +212,7 @@ class Gateway:
 
     def _still_passes(self, flow: LiveFlow) -> bool:
         """Judge by the policy as it is now: it may have changed while we waited."""
-        decision = flow.connection.judge_live(flow.resolved)
-        if not decision.passes:
-            flow.connection.decision = decision
-        return decision.passes
+        return flow.connection.judge_live(flow.resolved).passes
 
     async def _settle(self) -> None:
         """Wait until everything recorded so far is on disk."""

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from orchestrator.core.errors import OperationalError
+from orchestrator.core.errors import HostError, OperationalError
 from orchestrator.core.flow import Event, Identity
 from orchestrator.egress.checkpoint import Signer
 from orchestrator.egress.recovery import Position, recover, save_head
@@ -51,7 +52,7 @@ class LedgerFull(OperationalError):
 
 
 class Ledger:
-    """Opened by one process at a time; ``folder`` is made where it isn't there."""
+    """``folder`` is made where it isn't there.  Raises HostError (``ledger-busy``) where another process has it open."""
 
     def __init__(
         self, folder: Path, *, gateway: str, signer: Signer | None = None, clock: Callable[[], float] = time.time
@@ -71,7 +72,7 @@ class Ledger:
         self._stopping = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, "ledger")
         self._file = -1
-        self._durable = os.open(folder / DURABLE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._durable = _lock(folder / DURABLE)
         self._at = self._recover()
         self._checkpointed = -1
 
@@ -260,6 +261,21 @@ class Ledger:
             _sync(self.folder / at.segment)
         os.pwrite(self._durable, at.frontier.size.to_bytes(8, "big"), 0)
         return at
+
+
+def _lock(path: Path) -> int:
+    """Open ``path`` for the one process that may write; the lock goes with the process, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise HostError(
+            f"another process writes the ledger in {path.parent}",
+            code="ledger-busy",
+            remedy="A host has one gateway; end the other one first.",
+        ) from error
+    return descriptor
 
 
 def _write_all(descriptor: int, data: bytearray, offset: int) -> None:

@@ -83,6 +83,9 @@ class DropReader:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self._overrun = True
+                # libuv stops to watch a socket that has an error pending.
+                self._loop.remove_reader(self._sock.fileno())
+                self._loop.add_reader(self._sock.fileno(), self._read)
                 continue
             for drop in parse(data):
                 self._take(drop)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, ip_address
 
 from orchestrator.core.floor import floor_reason
@@ -21,17 +22,12 @@ class OwnAddresses:
     """A set of addresses to look up in; `refresh` reads it anew."""
 
     def __init__(self, links_range: str) -> None:
-        self._range = IPv4Network(links_range)
+        links = IPv4Network(links_range)
+        self._in_range = lru_cache(4096)(lambda address: _within(address, links))
         self._addresses: frozenset[str] = frozenset()
 
     def __contains__(self, address: object) -> bool:
-        if address in self._addresses:
-            return True
-        try:
-            ip = ip_address(str(address))
-        except ValueError:
-            return False
-        return isinstance(ip, IPv4Address) and ip in self._range
+        return address in self._addresses or (isinstance(address, str) and self._in_range(address))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._addresses)
@@ -39,6 +35,13 @@ class OwnAddresses:
     def refresh(self) -> None:
         """Blocks for some milliseconds.  Raises CommandFailed; what was known stays."""
         self._addresses = frozenset(_parse(run(["ip", "-json", "address"], timeout_s=10)))
+
+
+def _within(address: str, links: IPv4Network) -> bool:
+    try:
+        return IPv4Address(address) in links
+    except ValueError:
+        return False
 
 
 def _parse(listing: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 
 from orchestrator.core.policy import Decision
+from orchestrator.egress.acceptor import Acceptor
 from orchestrator.egress.answer import Answer, answer
 from orchestrator.egress.links import Links, LinkState
 from orchestrator.egress.recorder import Recorder
@@ -26,19 +27,22 @@ class Resolver:
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sockets: list[socket.socket] = []
+        self._udp: list[socket.socket] = []
+        self._acceptors: list[Acceptor] = []
 
     def serve(self, udp: socket.socket, tcp: socket.socket) -> None:
         """Answer on both from now on; they are closed with `close`."""
-        self._sockets += [udp, tcp]
+        self._udp.append(udp)
         self._loop.add_reader(udp.fileno(), self._datagrams, udp)
-        self._loop.add_reader(tcp.fileno(), self._accept, tcp)
+        self._acceptors.append(Acceptor(tcp, self._admit))
 
     async def close(self) -> None:
-        for sock in self._sockets:
+        for sock in self._udp:
             self._loop.remove_reader(sock.fileno())
             sock.close()
-        self._sockets.clear()
+        self._udp.clear()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -48,31 +52,28 @@ class Resolver:
         for _ in range(BATCH):
             try:
                 query, peer = udp.recvfrom(65_536)
-            except OSError:  # nothing more, or an ICMP error about an earlier answer
+            except BlockingIOError:
+                return
+            except OSError:  # an error about an earlier answer; libuv stops to watch a socket that has one
+                self._loop.remove_reader(udp.fileno())
+                self._loop.add_reader(udp.fileno(), self._datagrams, udp)
                 return
             reply = self._reply(query, peer[0])
             if reply:
                 with contextlib.suppress(OSError):
                     udp.sendto(reply, peer)
 
-    def _accept(self, tcp: socket.socket) -> None:
-        for _ in range(BATCH):
-            try:
-                client, (guest, _) = tcp.accept()
-            except OSError:  # nothing more, or no descriptor: the next turn tries again
-                return
-            state = self._links.of_guest(guest)
-            if state is None or self._open.get(guest, 0) >= TCP_OPEN:
-                self._record(
-                    state, Answer(decision=Decision("blocked", "limit_connections" if state else "unknown_link"))
-                )
-                reset(client)
-                continue
-            client.setblocking(False)
-            self._open[guest] = self._open.get(guest, 0) + 1
-            task = self._loop.create_task(self._talk(client, guest))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _admit(self, client: socket.socket, guest: str) -> None:
+        state = self._links.of_guest(guest)
+        if state is None or self._open.get(guest, 0) >= TCP_OPEN:
+            reason = "limit_connections" if state else "unknown_link"
+            self._record(state, Answer(decision=Decision("blocked", reason)))
+            reset(client)
+            return
+        self._open[guest] = self._open.get(guest, 0) + 1
+        task = self._loop.create_task(self._talk(client, guest))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _talk(self, client: socket.socket, guest: str) -> None:
         try:

@@ -49,6 +49,7 @@ class _Parts:
 
     settings: HostSettings
     recorder: Recorder
+    writing: asyncio.Task[None]
     gateway: Gateway
     drops: DropReader
     own: OwnAddresses
@@ -69,7 +70,7 @@ async def run(settings: HostSettings) -> None:
     writing = asyncio.create_task(ledger.run())
     try:
         async with contextlib.AsyncExitStack() as stack:
-            await _serve(settings, ledger, recorder, stop, stack)
+            await _serve(settings, recorder, writing, stop, stack)
     finally:
         recorder.flush()
         _mark(recorder, "gateway_stopped")
@@ -86,7 +87,11 @@ def _folders(settings: HostSettings) -> Path:
 
 
 async def _serve(
-    settings: HostSettings, ledger: Ledger, recorder: Recorder, stop: asyncio.Event, stack: contextlib.AsyncExitStack
+    settings: HostSettings,
+    recorder: Recorder,
+    writing: asyncio.Task[None],
+    stop: asyncio.Event,
+    stack: contextlib.AsyncExitStack,
 ) -> None:
     own = OwnAddresses(settings.links_range)
     own.refresh()
@@ -110,12 +115,14 @@ async def _serve(
     stack.callback(drops.close)
     stack.push_async_callback(gateway.close)
     stack.push_async_callback(resolver.close)
-    control = Control(links=links, gateway=gateway, recorder=recorder, ledger=ledger)
+    control = Control(links=links, gateway=gateway, recorder=recorder, ledger=recorder.ledger)
     await control.serve(Path(settings.run_dir, "gateway.sock"))
     stack.push_async_callback(control.close)
     _mark(recorder, "gateway_started")
-    _log.info("gateway_ready", netns=settings.netns, uplink=settings.uplink_netns, links=len(links), seq=ledger.seq)
-    await _tend(_Parts(settings, recorder, gateway, drops, own), stop)
+    _log.info(
+        "gateway_ready", netns=settings.netns, uplink=settings.uplink_netns, links=len(links), seq=recorder.ledger.seq
+    )
+    await _tend(_Parts(settings, recorder, writing, gateway, drops, own), stop)
 
 
 async def _tend(parts: _Parts, stop: asyncio.Event) -> None:
@@ -133,6 +140,8 @@ async def _tend(parts: _Parts, stop: asyncio.Event) -> None:
         if second % CHECKPOINT_S == 0:
             _mark(parts.recorder, "alive")
             _checkpoint(parts.recorder.ledger)
+        if parts.writing.done():
+            parts.writing.result()  # nothing more will be recorded: end, and start anew
         if _identity(name) != born:
             raise NamespaceReplaced(
                 f"network namespace {name!r} was made anew",

@@ -272,6 +272,23 @@ def test_row_60_each_vm_may_have_so_many_connections_open(lab: Lab, neighbour: M
     assert neighbour.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
 
 
+def test_row_60_a_gateway_without_descriptors_waits_and_goes_on(lab: Lab, attacker: Machine) -> None:
+    old = resource.prlimit(lab.gateway_pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(lab.gateway_pid, resource.RLIMIT_NOFILE, (3, old[1]))
+    try:
+        with lab.nothing_leaves(), contextlib.suppress(OSError), attacker.tls(ALLOWED, "allowed.example") as sock:
+            raise AssertionError(f"there was no room for {sock}")
+    finally:
+        resource.prlimit(lab.gateway_pid, resource.RLIMIT_NOFILE, old)
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(OSError):
+            assert attacker.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_row_61_a_flood_of_events_is_counted_in_full(lab: Lab, neighbour: Machine) -> None:
     lab.apply(neighbour, standard(), limits=Limits(events_per_second=5), runner=(runner := str(ULID())))
     try:

@@ -14,7 +14,6 @@ import pytest
 
 from orchestrator.egress.upstream import Upstream
 
-
 BOTH = ["192.0.2.1", "192.0.2.2"]
 
 

@@ -333,6 +333,14 @@ def test_a_reader_is_told_of_nothing_that_could_still_be_lost(tmp_path: Path) ->
     ledger.close()
 
 
+def test_a_ledger_has_one_writer(tmp_path: Path) -> None:
+    ledger = write(tmp_path, "a.example")
+    with pytest.raises(HostError, match="another process"):
+        open_ledger(tmp_path)
+    ledger.close()
+    open_ledger(tmp_path).close()
+
+
 def test_a_reader_of_nothing(tmp_path: Path) -> None:
     assert LedgerReader(tmp_path / "none").read(1) == []
     assert LedgerReader(tmp_path / "none").first_seq() == 0

@@ -1,0 +1,82 @@
+"""What the gateway does with time: idle flows end, long ones are heard of each minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.core.flow import Event
+from orchestrator.core.policy import Decision
+from orchestrator.egress.connection import Connection
+from orchestrator.egress.flow import LiveFlow
+from orchestrator.egress.gateway import PROGRESS_S, Gateway, GatewayOptions
+from orchestrator.egress.links import LinkState
+from orchestrator.egress.recorder import Recorder
+from tests.unit.egress.hellos import hello
+
+Make = Callable[..., LinkState]
+
+
+class FakeRelay:
+    def __init__(self) -> None:
+        self.active = 0.0
+        self.bytes_up, self.bytes_down = 1000, 5000
+        self.ended = ""
+
+    def abort(self, reason: str) -> None:
+        self.ended = reason
+
+
+@pytest.fixture
+async def scene(state: Make) -> tuple[Gateway, SimpleNamespace, FakeRelay, list[Event]]:
+    """A gateway with one open flow, a clock to set, and the events it records."""
+    events: list[Event] = []
+    recorder = Recorder(SimpleNamespace(append=events.append), gateway="host-1")  # type: ignore[arg-type]
+    options = GatewayOptions(idle_timeout_s=600.0)
+    gateway = Gateway(links=None, recorder=recorder, upstream=None, own=(), options=options)  # type: ignore[arg-type]
+    clock = SimpleNamespace(now=0.0)
+    gateway._loop = SimpleNamespace(time=lambda: clock.now)  # type: ignore[assignment]
+    connection = Connection(state("allowed.example"), "tls", "203.0.113.10", 443, ())
+    connection.received(hello(b"allowed.example"))
+    flow = LiveFlow("c-1", None, connection, recorder, 0.0)  # type: ignore[arg-type]
+    relay = FakeRelay()
+    flow.relay = relay  # type: ignore[assignment]
+    gateway.flows.add(flow)
+    return gateway, clock, relay, events
+
+
+async def test_a_long_flow_is_heard_of_each_minute(
+    scene: tuple[Gateway, SimpleNamespace, FakeRelay, list[Event]],
+) -> None:
+    gateway, clock, relay, events = scene
+    for second in range(1, 186):
+        clock.now = relay.active = float(second)
+        gateway.sweep()
+    assert [event.event for event in events] == ["progress"] * 3
+    assert [event.duration_ms for event in events] == [60_000, 120_000, 180_000]
+    assert {(event.conn, event.bytes_up, event.bytes_down) for event in events} == {("c-1", 1000, 5000)}
+    assert PROGRESS_S == 60.0
+
+
+async def test_an_idle_flow_is_ended(scene: tuple[Gateway, SimpleNamespace, FakeRelay, list[Event]]) -> None:
+    gateway, clock, relay, _ = scene
+    clock.now = 600.0
+    gateway.sweep()
+    assert relay.ended == ""
+    clock.now = 600.1
+    gateway.sweep()
+    assert relay.ended == "idle"
+
+
+async def test_a_blocked_flow_is_recorded_once_as_such(state: Make) -> None:
+    events: list[Event] = []
+    recorder = Recorder(SimpleNamespace(append=events.append), gateway="host-1")  # type: ignore[arg-type]
+    connection = Connection(state("allowed.example"), "tls", "203.0.113.10", 443, ())
+    connection.received(hello(b"evil.example"))
+    flow = LiveFlow("c-2", None, connection, recorder, 0.0)  # type: ignore[arg-type]
+    flow.record_blocked(Decision("blocked", "not_allowed"))
+    (event,) = events
+    assert (event.event, event.verdict, event.reason, event.host) == ("open", "blocked", "not_allowed", "evil.example")
+    assert event.tls["versions"] == "1.3,1.2"
