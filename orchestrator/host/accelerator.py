@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,10 @@ log = structlog.get_logger()
 KVM = Path("/dev/kvm")
 MARKER = "Unable to mount root fs"
 TIMEOUT_S = 15.0
+
+_ACL = "system.posix_acl_access"
+_USER_OBJ, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x04, 0x08, 0x10, 0x20
+_NOBODY = 0xFFFFFFFF
 
 Chosen = Literal["kvm", "tcg", ""]
 """Empty where no VM may start."""
@@ -86,6 +91,43 @@ def device_problem(device: Path = KVM) -> Failure | None:
     )
 
 
+def open_to_group(gid: int, device: Path = KVM) -> bool:
+    """See that QEMU in group ``gid`` can open ``device``; an entry in its access list is added where it can't.
+
+    Each VM's QEMU has a user of its own, which is in no other group.  False where the file system takes no such list.
+    """
+    found = device.stat()
+    if found.st_mode & 0o006 == 0o006 or (found.st_gid == gid and found.st_mode & 0o060 == 0o060):
+        return True
+    try:
+        os.setxattr(device, _ACL, with_group(_access_list(device, found.st_mode), gid))
+    except OSError as error:
+        log.warning("kvm_not_opened", device=str(device), error=str(error))
+        return False
+    return True
+
+
+def with_group(acl: bytes, gid: int) -> bytes:
+    """``acl`` (as ``system.posix_acl_access`` has it) with reading and writing for group ``gid``.
+
+    Layout: linux/posix_acl_xattr.h; a version, then entries of tag, permission and id, in the order of tag and id.
+    """
+    entries = {(tag, owner): perm for tag, perm, owner in struct.iter_unpack("<HHI", acl[4:])}
+    entries[_GROUP, gid] = 6
+    entries[_MASK, _NOBODY] = entries.get((_MASK, _NOBODY), 0) | 6 | entries.get((_GROUP_OBJ, _NOBODY), 0)
+    packed = (struct.pack("<HHI", tag, entries[tag, owner], owner) for tag, owner in sorted(entries))
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+def _access_list(device: Path, mode: int) -> bytes:
+    """The access list of ``device``; where it has none, what its mode means."""
+    try:
+        return os.getxattr(device, _ACL)
+    except OSError:
+        parts = ((_USER_OBJ, mode >> 6), (_GROUP_OBJ, mode >> 3), (_OTHER, mode))
+        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, bits & 7, _NOBODY) for tag, bits in parts)
+
+
 def _emulated(settings: HostSettings, why: str) -> Choice:
     if settings.allow_emulation:
         return Choice("tcg", why)
@@ -105,6 +147,14 @@ def _unusable(why: str) -> Failure:
         code="kvm-unusable",
         message=f"host.accelerator is kvm, but {why}",
         remedy="Turn virtualisation on in the firmware, load kvm_intel or kvm_amd, or use a host that isn't itself a VM.",
+    )
+
+
+def shared_user() -> Failure:
+    return Failure(
+        code="qemu-shared-user",
+        message=f"{KVM} can't be opened to a user per VM: every VM's QEMU runs as the same user",
+        remedy=f"Give {KVM} mode 0666 by a udev rule, or use a /dev that takes access lists.",
     )
 
 

@@ -82,8 +82,8 @@ class FakeHypervisor:
         self._maybe_fail()
         self._ended = ended
 
-    def owner(self, uid: int) -> str:
-        return f"+{uid}:+0"
+    def group(self) -> int | None:
+        return 0
 
     def version(self) -> str:
         return "0.0.0"

@@ -57,8 +57,8 @@ class Hypervisor(Protocol):
     def on_end(self, ended: Ended) -> None:
         """Have ``ended`` called, from a thread of the hypervisor's, when a domain of ours has ended."""
 
-    def owner(self, uid: int) -> str:
-        """``+UID:+GID`` for a VM whose QEMU should run as ``uid``; empty where the driver can't do that."""
+    def group(self) -> int | None:
+        """The group that QEMU runs with; None where the driver runs no QEMU."""
 
     def version(self) -> str: ...
 
@@ -176,10 +176,9 @@ class Libvirt:
         self._ended = ended
         self._open()
 
-    def owner(self, uid: int) -> str:
+    def group(self) -> int | None:
         with _told("ask", "capabilities"):
-            gid = qemu_group(self._open().getCapabilities())
-        return "" if gid is None else f"+{uid}:+{gid}"
+            return qemu_group(self._open().getCapabilities())
 
     def version(self) -> str:
         with _told("ask", "version"):

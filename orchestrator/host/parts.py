@@ -37,6 +37,8 @@ class Parts:
     slots: Slots
     records: Records
     domain_type: DomainType = "qemu"
+    qemu_group: int | None = None
+    """Each VM's QEMU runs as a user of its own in this group; None where it runs as libvirt is configured."""
     clock: Callable[[], float] = time.time
     talk: Talk = None  # type: ignore[assignment]  # set by the agent, which hears what the channels say
     changed: Callable[[], None] = lambda: None

@@ -15,7 +15,7 @@ import structlog
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.settings import HostSettings
-from orchestrator.host.accelerator import Choice, choose
+from orchestrator.host.accelerator import Choice, choose, open_to_group, shared_user
 from orchestrator.host.agent import TURN_S, Agent
 from orchestrator.host.channels import Channels
 from orchestrator.host.control import WAIT_S, HttpControl
@@ -117,12 +117,27 @@ class Service:
                 kernel = find_image(parts.paths.images, images[0].name).kernel if images else parts.paths.images
                 choice = choose(self.settings, kernel, cache=parts.paths.cache)
                 parts.domain_type = "kvm" if choice.accelerator == "kvm" else "qemu"
+                parts.qemu_group = self._qemu_group(choice)
                 self.agent.choice = choice
                 log.info("accelerator_chosen", accelerator=choice.accelerator or "none", why=choice.why)
                 break
             self.stopping.wait(2.0)
         self.agent.changed()
         self.agent.wake.set()
+
+    def _qemu_group(self, choice: Choice) -> int | None:
+        """The group for QEMUs with a user each; None where they couldn't open what they need."""
+        while not self.stopping.is_set():
+            try:
+                group = self.agent.parts.hypervisor.group()
+            except HostError:
+                self.stopping.wait(1.0)
+                continue
+            if group is None or choice.accelerator != "kvm" or open_to_group(group):
+                return group
+            self.agent.problem(shared_user())
+            return None
+        return None
 
     def _wishes(self) -> None:
         control = HttpControl(self.settings)

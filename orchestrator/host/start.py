@@ -139,7 +139,7 @@ def _spec(parts: Parts, runner: Runner, want: DesiredRunner, image: LocalImage, 
         tap=runner.names.tap,
         channel=str(files.channel),
         console=str(files.console),
-        owner=parts.hypervisor.owner(VM_USERS + slot.index),
+        owner="" if parts.qemu_group is None else f"+{VM_USERS + slot.index}:+{parts.qemu_group}",
     )
 
 

@@ -79,6 +79,7 @@ class Host:
             records=Records(self.paths.records),
             clock=self.clock,
             talk=self.talk,
+            qemu_group=self.hypervisor.group(),
         )
         self.parts = parts
         self.agent = Agent(parts, Choice("tcg", "a test"))

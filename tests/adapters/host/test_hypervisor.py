@@ -138,7 +138,7 @@ class Qemu(InMemoryLibvirt):
         run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, str(place / "disk"), "16M"])
         self.links.make(spec.tap)
         files = {name: str(place / name) for name in ("initrd", "disk", "seed", "channel", "console")}
-        owner = self.hypervisor.owner(VM_USERS + len(self.made))
+        owner = f"+{VM_USERS + len(self.made)}:+{self.hypervisor.group()}"
         return msgspec.structs.replace(
             spec, domain_type="qemu", kernel=str(place / "vmlinuz"), backing=image, owner=owner, **files
         )

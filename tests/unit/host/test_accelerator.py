@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from orchestrator.core.settings import HostSettings
 from orchestrator.host import accelerator
-from orchestrator.host.accelerator import choose, device_problem
+from orchestrator.host.accelerator import choose, device_problem, with_group
 
 
 @pytest.fixture
@@ -73,3 +75,21 @@ def test_a_device_that_qemu_cant_open_is_a_problem_with_a_remedy(tmp_path):
     assert "chgrp kvm" in problem.remedy
     device.chmod(0o666)
     assert device_problem(device) is None
+
+
+NOBODY = 0xFFFFFFFF
+
+
+def _entries(acl: bytes) -> list[tuple[int, int, int]]:
+    return list(struct.iter_unpack("<HHI", acl[4:]))
+
+
+def test_a_group_is_added_to_an_access_list_and_others_stay():
+    plain = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, perm, NOBODY) for tag, perm in ((1, 6), (4, 6), (32, 0))
+    )
+    once = with_group(plain, 64055)
+    assert _entries(once) == [(1, 6, NOBODY), (4, 6, NOBODY), (8, 6, 64055), (16, 6, NOBODY), (32, 0, NOBODY)]
+    assert with_group(once, 64055) == once
+    assert (8, 6, 100) in _entries(with_group(once, 100))
+    assert (8, 6, 64055) in _entries(with_group(once, 100))
