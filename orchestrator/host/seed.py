@@ -10,27 +10,75 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pycdlib
 
+from orchestrator.core.errors import HostError
 from orchestrator.core.names import Names
 from orchestrator.host.ruleset import GUEST_MAC
 from orchestrator.host.slots import Slot
+from orchestrator.system.process import CommandFailed, run
 
 JIT_FILE = "/run/ironcd/jit"
+_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
-def user_data(names: Names, jit: str, cas: tuple[str, ...]) -> str:
-    """cloud-config: the JIT configuration in a file for root only, and the authorities that the guest trusts beyond Debian's."""
-    config: dict[str, Any] = {
-        "hostname": names.domain,
-        "write_files": [{"path": JIT_FILE, "content": jit, "owner": "root:root", "permissions": "0600"}],
-    }
-    if cas:
-        config["ca_certs"] = {"trusted": list(cas)}
+class Authority(msgspec.Struct, frozen=True):
+    """A certificate that the guest trusts beyond Debian's; ``subject`` is OpenSSL's hash of its subject."""
+
+    subject: str
+    pem: str
+
+
+def user_data(names: Names, jit: str, cas: Sequence[Authority]) -> str:
+    """cloud-config: the JIT configuration in a file for root only, and the authorities."""
+    files: list[dict[str, Any]] = [{"path": JIT_FILE, "content": jit, "owner": "root:root", "permissions": "0600"}]
+    for number, authority in enumerate(cas):
+        files += _trusted(number, authority, sum(other.subject == authority.subject for other in cas[:number]))
+    config: dict[str, Any] = {"hostname": names.domain, "write_files": files}
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
+
+
+def _trusted(number: int, authority: Authority, alike: int) -> list[dict[str, Any]]:
+    """What ``update-ca-certificates`` would come to, which takes a minute in an emulated guest: cloud-init's ca_certs runs it.
+
+    OpenSSL finds an authority by the hash of its subject or in the bundle.  A later run of that program, started by a
+    package, finds the file that it reads itself and comes to the same.
+    """
+    return [
+        {"path": f"/usr/local/share/ca-certificates/ironcd-{number}.crt", "content": authority.pem},
+        {"path": f"/etc/ssl/certs/{authority.subject}.{alike}", "content": authority.pem},
+        {"path": _BUNDLE, "content": authority.pem, "append": True},
+    ]
+
+
+def authorities(pems: Iterable[str]) -> list[Authority]:
+    """Every certificate in ``pems``.  Raises HostError (code ``ca-invalid``) for text that holds none."""
+    found = []
+    for pem in pems:
+        certificates = _CERTIFICATE.findall(pem)
+        try:
+            subjects = [run(["openssl", "x509", "-noout", "-subject_hash"], stdin=one).strip() for one in certificates]
+        except CommandFailed as error:
+            raise _no_authority(error.output) from error
+        if not certificates:
+            raise _no_authority("no certificate in it")
+        found += [Authority(subject, one + "\n") for subject, one in zip(subjects, certificates, strict=True)]
+    return found
+
+
+def _no_authority(why: str) -> HostError:
+    return HostError(
+        f"an authority for guests can't be read: {why.strip()[:200]}",
+        code="ca-invalid",
+        remedy="Let each of host.guest_ca_files hold certificates in PEM.",
+    )
 
 
 def meta_data(names: Names) -> str:
@@ -57,7 +105,7 @@ def make_seed(path: Path, names: Names, slot: Slot, *, jit: str, cas: tuple[str,
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
     documents = {
-        "user-data": user_data(names, jit, cas),
+        "user-data": user_data(names, jit, authorities(cas)),
         "meta-data": meta_data(names),
         "network-config": network_config(slot),
     }

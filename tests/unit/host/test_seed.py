@@ -7,7 +7,7 @@ import pycdlib
 import pytest
 
 from orchestrator.core.names import names_of
-from orchestrator.host.seed import make_seed, meta_data, network_config, user_data
+from orchestrator.host.seed import Authority, make_seed, meta_data, network_config, user_data
 from orchestrator.host.slots import slot_at
 
 NAMES = names_of("01JZZZZZZZZZZZZZZZZZZZZZZ1")
@@ -22,12 +22,18 @@ def test_user_data_writes_the_jit_for_root_only():
     (file,) = config["write_files"]
     assert file == {"path": "/run/ironcd/jit", "content": JIT, "owner": "root:root", "permissions": "0600"}
     assert config["hostname"] == NAMES.domain
-    assert "ca_certs" not in config
 
 
-def test_authorities_are_added():
-    config = json.loads(user_data(NAMES, JIT, ("-----BEGIN CERTIFICATE-----\nA\n",)).partition("\n")[2])
-    assert config["ca_certs"] == {"trusted": ["-----BEGIN CERTIFICATE-----\nA\n"]}
+def test_authorities_are_where_openssl_looks_and_where_an_update_finds_them():
+    given = [Authority("0a0a0a0a", "A\n"), Authority("0b0b0b0b", "B\n"), Authority("0a0a0a0a", "C\n")]
+    _, *files = json.loads(user_data(NAMES, JIT, given).partition("\n")[2])["write_files"]
+    by_path = {file["path"]: file for file in files}
+    assert by_path["/etc/ssl/certs/0a0a0a0a.0"]["content"] == "A\n"
+    assert by_path["/etc/ssl/certs/0a0a0a0a.1"]["content"] == "C\n"
+    assert by_path["/usr/local/share/ca-certificates/ironcd-1.crt"]["content"] == "B\n"
+    bundle = [file for file in files if file["path"] == "/etc/ssl/certs/ca-certificates.crt"]
+    assert [file["content"] for file in bundle] == ["A\n", "B\n", "C\n"]
+    assert all(file["append"] for file in bundle)
 
 
 def test_the_network_is_static_and_its_resolver_is_ours():
