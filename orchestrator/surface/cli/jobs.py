@@ -17,7 +17,7 @@ def list_jobs(
     *,
     waiting: Annotated[bool, typer.Option("--waiting", help="Only those that wait, with the reason.")] = False,
     repo: Annotated[str | None, typer.Option(help="Only of this repository (owner/name).")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first.
@@ -27,9 +27,8 @@ def list_jobs(
     from orchestrator.surface.api_client import ApiClient
     from orchestrator.surface.cli.terminal import print_json, print_table
 
-    jobs = ApiClient.of(GLOBAL.settings()).get("jobs", {"repo": repo, "limit": limit})["jobs"]
-    if waiting:
-        jobs = [job for job in jobs if job["state"] in ("queued", "waiting")]
+    asked: dict[str, str | int | float | None] = {"repo": repo, "limit": limit, "waiting": "true" if waiting else None}
+    jobs = ApiClient.of(GLOBAL.settings()).get("jobs", asked)["jobs"]
     if as_json:
         print_json(jobs)
         return

@@ -25,9 +25,7 @@ def list_runners(
     from orchestrator.surface.api_client import ApiClient
     from orchestrator.surface.cli.terminal import print_json, print_table, seconds
 
-    runners = ApiClient.of(GLOBAL.settings()).get("runners")["runners"]
-    if not gone:
-        runners = [runner for runner in runners if runner["phase"] != "GONE"]
+    runners = ApiClient.of(GLOBAL.settings()).get("runners", {"all": "true" if gone else None})["runners"]
     if as_json:
         print_json(runners)
         return

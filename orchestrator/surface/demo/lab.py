@@ -76,6 +76,10 @@ class Lab:
         return self._settings
 
     def __enter__(self) -> Self:
+        return self.open()
+
+    def open(self) -> Self:
+        """Make the folders, the configuration, and the simulated outside; nothing is left where that fails."""
         try:
             self._make_folders()
             self._start_simulator()
@@ -118,6 +122,13 @@ class Lab:
         """All that arrived outside; see `orchestrator.simulator.outside.records.Received`."""
         items: list[dict[str, Any]] = self.simulated("GET", "world/received")
         return items
+
+    def keep_consoles(self) -> None:
+        """Copy the machines' consoles to the logs: the agent deletes them with the machines."""
+        folder = Path(self.stack.host.run_dir) / "consoles"
+        for console in folder.glob("*.log") if folder.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(console, self.logs / f"console-{console.name}")
 
     # How it is made
 
