@@ -1,4 +1,4 @@
-"""The initrd: busybox, one script, and the kernel modules that the root file system needs.  Its bytes depend on its
+"""The initrd: busybox, one script, and the kernel modules for a VM's devices.  Its bytes depend on its
 content alone.
 """
 
@@ -12,8 +12,8 @@ import msgspec
 
 from orchestrator.core.errors import HostError
 
-ROOT_MODULES = ("virtio_blk",)
-"""Debian's cloud kernel has virtio, its PCI transport and ext4 built in."""
+MODULES = ("virtio_blk", "virtio_net", "virtio_scsi", "sr_mod", "isofs", "virtio-rng")
+"""The devices of our VMs.  Debian's cloud kernel has virtio, its PCI transport and ext4 built in."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ def make_initrd(init: Path, busybox: Path, modules: Path) -> bytes:
     entries.append(Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
     entries.append(Entry("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()))
     entries.append(Entry("init", stat.S_IFREG | 0o755, init.read_bytes()))
-    order = module_order((modules / "modules.dep").read_text(encoding="ascii"), ROOT_MODULES)
+    order = module_order((modules / "modules.dep").read_text(encoding="ascii"), MODULES)
     files = {_plain(path): _read_module(modules / path) for path in order}
     files["order"] = "".join(f"{name}\n" for name in files).encode()
     entries += [Entry(f"modules/{name}", stat.S_IFREG | 0o644, data) for name, data in files.items()]

@@ -19,8 +19,21 @@ SUITE = "trixie"
 ARCHITECTURE = "amd64"
 HERE = Path(__file__).parent
 
-CMDLINE = "root=/dev/vda rw console=ttyS0 loglevel=4 systemd.show_status=true panic=1"
-"""A panic ends the machine (the host's `on_reboot` destroys it) instead of leaving it hanging until its deadline."""
+CMDLINE = " ".join(
+    (
+        "root=/dev/vda",
+        "rw",
+        "console=ttyS0",
+        "loglevel=4",
+        "panic=1",  # ends the machine (the host destroys it on a reboot) instead of leaving it until its deadline
+        "mitigations=off",  # they part a job from itself: it is root in here, and the wall is outside
+        "net.ifnames=0",  # so that the link has a name that `tree` can say something about
+        "lsm=landlock,lockdown,yama,integrity,apparmor",  # Debian's list without bpf, which systemd would load programs for
+        "systemd.show_status=auto",  # units that fail or hang are shown; the rest costs more time than all else
+        "TERM=dumb",  # systemd asks any other terminal for its size and waits for an answer
+    )
+)
+"""How the image's kernel wants to be started."""
 
 SYSTEM_PACKAGES = (
     "linux-image-cloud-amd64",
@@ -117,6 +130,24 @@ MASKED_UNITS = (
     "ldconfig.service",
 )
 
+UNUSED_GENERATORS = (
+    "systemd-bless-boot-generator",
+    "systemd-cryptsetup-generator",
+    "systemd-debug-generator",
+    "systemd-getty-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-integritysetup-generator",
+    "systemd-rc-local-generator",
+    "systemd-run-generator",
+    "systemd-ssh-generator",
+    "systemd-system-update-generator",
+    "systemd-sysv-generator",
+    "systemd-tpm2-generator",
+    "systemd-veritysetup-generator",
+)
+"""Programs that systemd runs before anything else, to make units out of what doesn't exist here."""
+
 RUNNER_USER = "runner"
 RUNNER_UID = 1001
 RUNNER_FOLDER = "opt/actions-runner"
@@ -132,6 +163,7 @@ class Recipe(msgspec.Struct, frozen=True):
     packages: tuple[str, ...]
     enabled_units: tuple[str, ...]
     masked_units: tuple[str, ...]
+    unused_generators: tuple[str, ...]
     machine: MachineConfig
     runner_sha256: str
     runner_version: str
@@ -154,6 +186,7 @@ def make_recipe(
         packages=tuple(sorted({*SYSTEM_PACKAGES, *JOB_PACKAGES, *RUNNER_PACKAGES, *extra_packages})),
         enabled_units=ENABLED_UNITS,
         masked_units=MASKED_UNITS,
+        unused_generators=UNUSED_GENERATORS,
         machine=machine,
         runner_sha256=runner_sha256,
         runner_version=runner_version,

@@ -102,6 +102,10 @@ def customise(root: Path, recipe: Recipe, digest: str, tarball: Path) -> None:
     # No service manager runs in there, so this only makes links.
     _chroot(root, "systemctl", "--quiet", "enable", *recipe.enabled_units)
     _chroot(root, "systemctl", "--quiet", "mask", *recipe.masked_units)
+    generators = root / "etc/systemd/system-generators"
+    generators.mkdir()
+    for name in recipe.unused_generators:
+        (generators / name).symlink_to("/dev/null")
     facts = {"digest": digest, "cloud_init": version_of(root, "cloud-init"), "runner_version": recipe.runner_version}
     _write(root / "usr/lib/ironcd/image.json", json.dumps(facts) + "\n")
     _chroot(root, "python3", "-m", "compileall", "-q", "/usr/lib/ironcd/guest")

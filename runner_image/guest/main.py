@@ -22,6 +22,7 @@ FACTS = "/usr/lib/ironcd/image.json"
 REGISTRATION = "/run/ironcd/jit"
 HOOK_SOCKET = "/run/ironcd/guest.sock"
 
+_CONSOLE = 99
 _TICK_S = 0.25
 _FLUSH_S = 5.0
 _QUESTION_BYTES = 8 * 1024
@@ -226,12 +227,24 @@ def listen(path: str) -> socket.socket:
 
 
 def say(text: str) -> None:
+    """To the journal, and to the console that `main` holds."""
     print(f"ironcd: {text}", flush=True)
+    with contextlib.suppress(OSError):
+        os.write(_CONSOLE, f"ironcd: {text}\r\n".encode())
+
+
+def hold_console() -> None:
+    """Keep the serial console open.  Its driver takes a tenth of a second to open a port that nobody has open, and
+    systemd and cloud-init open it for each line they write."""
+    with contextlib.suppress(OSError):
+        console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        os.dup2(console, _CONSOLE, inheritable=False)
 
 
 def main() -> None:
     """Runs until the runner is done, then powers the machine off: nothing on its disk is wanted any more."""
     try:
+        hold_console()
         Guest().run()
     finally:
         os.execv("/usr/bin/systemctl", ["systemctl", "poweroff", "--force", "--force"])
