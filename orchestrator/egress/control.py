@@ -17,7 +17,7 @@ import structlog
 
 from orchestrator.core.link import GatewayReply, GatewayRequest
 from orchestrator.egress.gateway import Gateway
-from orchestrator.egress.ledger import Ledger
+from orchestrator.egress.ledger import Ledger, LedgerFull
 from orchestrator.egress.links import LinkRefused, Links
 from orchestrator.egress.recorder import Recorder
 
@@ -74,6 +74,8 @@ class Control:
                 case "drop":
                     return await self._drop(request.tap)
                 case "stats":
+                    with contextlib.suppress(LedgerFull):
+                        await self._ledger.durable()  # so that ``seq`` covers all that happened before the question
                     return self._state(modules=_loaded())
                 case "ping":
                     return self._state()

@@ -66,7 +66,10 @@ class Upstream:
                     answers = tuple(rdata.to_text() for rdata in answer.rrset)[:MAX_ANSWERS]
                     ttl = min(float(answer.rrset.ttl), MAX_TTL_S)
                     break
+        except dns.resolver.NXDOMAIN:
+            _log.info("name_unknown", name=name)
         except (dns.exception.DNSException, OSError) as error:
+            ttl = 0.0  # nobody answered: the next connection may have more luck
             _log.warning("name_not_resolved", name=name, error=type(error).__name__)
         self._keep(name, answers, ttl)
         return answers

@@ -238,9 +238,10 @@ def test_row_13_the_extension_twice(lab: Lab, attacker: Machine) -> None:
     [b"allowed.example\0", b"allowed.example\n", b'allowed.example"}\n{"verdict":"allowed', b"\x1b[2J", b"%s%n", b"\xff\xfe"],
 )  # fmt: skip
 def test_row_14_and_62_names_that_would_break_a_log(lab: Lab, attacker: Machine, name: bytes) -> None:
-    lines = len(lab.events())
+    seq = lab.seq()
     refuses(lab, attacker, hello(name), "name_characters")
-    assert len(lab.events()) == lines + 1  # one line for one attempt, and each of them parses
+    mine = [event for event in lab.events(seq) if event.event == "open"]
+    assert len(mine) == 1  # one line for one attempt, and each line parses
     raw = b"".join(path.read_bytes() for path in lab.ledger.glob("*.jsonl"))
     assert not {*raw} & {*range(10), *range(11, 32), 127}  # no control byte but the newline that ends a line
     assert "\x1b" not in lab.gateway_log()

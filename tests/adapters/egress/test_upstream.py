@@ -115,3 +115,5 @@ async def test_a_nameserver_that_is_silent_is_no_answer_in_bounded_time(nameserv
     upstream._resolver.timeout = 0.1
     async with asyncio.timeout(2):
         assert await upstream.resolve("both.example") == ()
+    server.silent = False
+    assert sorted(await upstream.resolve("both.example")) == BOTH

@@ -248,8 +248,14 @@ class Lab:
         assert self.world.attacker[got:] == []
         assert self.counters() == before
 
-    def seq(self) -> int:
-        return self.ask("ping").seq
+    def seq(self, *, flows: int = 0) -> int:
+        """Number of the last event, once all is recorded that an earlier test did; ``flows`` are open on purpose."""
+        deadline = time.monotonic() + 3
+        while True:
+            reply = self.ask("stats")
+            if reply.flows <= flows or time.monotonic() > deadline:
+                return self.ask("stats").seq
+            time.sleep(0.02)
 
     def events(self, after: int = 0) -> list[Event]:
         lines = LedgerReader(self.ledger).read(after + 1, 1_000_000)
