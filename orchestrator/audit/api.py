@@ -16,9 +16,10 @@ import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from orchestrator.audit.ledger import BadBatch, Ledger
+from orchestrator.audit.ledger import Ledger
 from orchestrator.audit.search import LIMIT, BadCursor, find, place_of
 from orchestrator.audit.search import Query as Question
+from orchestrator.audit.streams import BadBatch
 from orchestrator.core.wire import LedgerBatch
 
 BATCH_LIMIT = 16 << 20
@@ -72,8 +73,8 @@ def router(ledger: Ledger, *, host: Callable[[Request], str], admin: Callable[[R
         return _json(page)
 
     async def gaps() -> Response:
-        found = [gap for name in ledger.hosts() for gap in ledger.gaps(name)]
-        hosts = {name: {"next_seq": ledger.next_seq(name)} for name in ledger.hosts()}
+        found = [gap for name in ledger.streams() for gap in ledger.gaps(name)]
+        hosts = {name: {"next_seq": ledger.next_seq(name)} for name in ledger.streams()}
         return _json({"hosts": hosts, "gaps": found})
 
     routes.add_api_route("/host/v1/ledger", receive, methods=["POST"], response_class=Response)

@@ -1,18 +1,18 @@
-"""Where the ledgers of the hosts arrive: appended as they are, one folder a host, one file a day, synced before the ack.
+"""Where the ledgers of the hosts arrive: appended as they are, one folder a ledger, one file a day, synced before the ack.
 
 The rules:
 
-1. Lines are kept byte for byte: what proves them (hash chain, checkpoints) is the host's.
+1. Lines and checkpoints are kept byte for byte: what proves them (hash chain, signatures) is the host's.
 2. A line is taken once: what its host ships again is skipped by its sequence number.
 3. What is missing is asked for once more; what doesn't come then either is a `Gap`, and shows.
 4. The ack says what is wanted next, and is given only when all before it is on the disk.
+5. A host with another key, or one that began its ledger anew, gets another folder: see `orchestrator.audit.streams`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,18 +20,20 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from orchestrator.audit import days as day_files
+from orchestrator.audit.checkpoints import Checkpoints
+from orchestrator.audit.streams import BadBatch, stream_for, streams
 from orchestrator.core.flow import Event
 from orchestrator.core.wire import LedgerAck, LedgerBatch
 from orchestrator.system import day_lines
 
 LINE_LIMIT = 64 << 10
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 log = structlog.get_logger()
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Events ``first`` to ``last`` of ``host`` never came; noticed at ``at``."""
+    """Events ``first`` to ``last`` of the ledger ``host`` never came; noticed at ``at``."""
 
     host: str
     first: int
@@ -46,10 +48,6 @@ class _Head(msgspec.Struct):
     ts: float
 
 
-class BadBatch(ValueError):
-    """A batch that can't be filed: a line that is no event, too long, or out of order."""
-
-
 class Ledger:
     """One for each process that receives; a host's batches are filed one after another."""
 
@@ -58,49 +56,51 @@ class Ledger:
         self._clock = clock
         self._next: dict[str, int] = {}
         self._asked_back: dict[str, int] = {}
+        self._checkpoints: dict[str, Checkpoints] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._head = msgspec.json.Decoder(_Head)
         self._news = asyncio.Condition()
         self.received = 0
         """Events filed by this process."""
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     async def receive(self, batch: LedgerBatch) -> LedgerAck:
         """File what is new in ``batch``.  Raises `BadBatch`, and OSError where the disk doesn't take it."""
-        if not _HOST.fullmatch(batch.host):
-            raise BadBatch("the host's name isn't one")
         async with self._locks.setdefault(batch.host, asyncio.Lock()):
             ack = await asyncio.to_thread(self._file, batch)
         async with self._news:
             self._news.notify_all()
         return ack
 
-    def hosts(self) -> list[str]:
-        if not self._folder.is_dir():
-            return []
-        return sorted(path.name for path in self._folder.iterdir() if path.is_dir() and _HOST.fullmatch(path.name))
+    def streams(self, host: str = "") -> list[str]:
+        """The ledgers, each by the name of its folder: of ``host``, or of all hosts."""
+        return streams(self._folder, host)
 
-    def days(self, host: str) -> list[str]:
-        return day_lines.days(self._folder / host)
+    def days(self, stream: str) -> list[str]:
+        return day_files.days(self._folder / stream)
 
-    def lines(self, host: str, day: str) -> Iterator[bytes]:
-        """The lines of a host's day as they came."""
-        return day_lines.read(self._folder / host, day)
+    def lines(self, stream: str, day: str) -> Iterator[bytes]:
+        """The lines of a ledger's day as they came."""
+        return day_files.lines(self._folder / stream, day)
 
-    def next_seq(self, host: str) -> int:
-        """The sequence number that is wanted next of ``host``."""
-        known = self._next.get(host)
+    def next_seq(self, stream: str) -> int:
+        """The sequence number that is wanted next of a ledger."""
+        known = self._next.get(stream)
         if known is None:
-            known = self._next[host] = self._last_seq(host) + 1
+            known = self._next[stream] = self._last_seq(stream) + 1
         return known
 
-    def gaps(self, host: str) -> list[Gap]:
+    def gaps(self, stream: str) -> list[Gap]:
         found = []
         for line in day_lines.read(self._gaps_folder, "0000-00-00"):
             try:
                 gap = msgspec.json.decode(line, type=Gap)
             except msgspec.MsgspecError:
                 continue
-            if gap.host == host:
+            if gap.host == stream:
                 found.append(gap)
         return found
 
@@ -117,32 +117,37 @@ class Ledger:
         return self._folder / ".gaps"
 
     def _file(self, batch: LedgerBatch) -> LedgerAck:
-        wanted = self.next_seq(batch.host)
-        fresh: dict[str, list[bytes]] = {}
+        numbered = self._numbered(batch)
+        stream = stream_for(self._folder, batch, self._clock())
+        if stream not in self._checkpoints:
+            self._checkpoints[stream] = Checkpoints(self._folder / stream)
+        next_seq = self._file_lines(stream, numbered)
+        return LedgerAck(next_seq, self._checkpoints[stream].take(batch.checkpoints, self._clock()))
+
+    def _file_lines(self, stream: str, numbered: list[tuple[int, bytes]]) -> int:
+        wanted = self.next_seq(stream)
+        fresh = [(seq, line) for seq, line in numbered if seq >= wanted]
+        if not fresh:
+            return wanted
+        first, last = fresh[0][0], fresh[-1][0]
+        if first > wanted and self._asked_back.get(stream) != wanted:
+            self._asked_back[stream] = wanted
+            return wanted
+        if first > wanted:
+            self._note(Gap(stream, wanted, first - 1, self._clock()))
+        day_lines.append(self._folder / stream, day_lines.day_of(self._clock()), [line for _, line in fresh])
+        self.received += len(fresh)
+        self._next[stream] = last + 1
+        return last + 1
+
+    def _numbered(self, batch: LedgerBatch) -> list[tuple[int, bytes]]:
         seq = batch.first_seq - 1
+        numbered = []
         for text in batch.lines:
             line = text.encode("utf-8")
-            head = self._read(line, after=seq)
-            seq = head.seq
-            if seq >= wanted:
-                fresh.setdefault(day_lines.day_of(self._clock()), []).append(line)
-        if not fresh:
-            return LedgerAck(wanted)
-        first = self._first_fresh(batch, wanted)
-        if first > wanted and self._asked_back.get(batch.host) != wanted:
-            self._asked_back[batch.host] = wanted
-            return LedgerAck(wanted)
-        if first > wanted:
-            self._note(Gap(batch.host, wanted, first - 1, self._clock()))
-        for day, lines in fresh.items():
-            day_lines.append(self._folder / batch.host, day, lines)
-            self.received += len(lines)
-        self._next[batch.host] = seq + 1
-        return LedgerAck(seq + 1)
-
-    def _first_fresh(self, batch: LedgerBatch, wanted: int) -> int:
-        heads = (self._head.decode(text.encode("utf-8")).seq for text in batch.lines)
-        return next(seq for seq in heads if seq >= wanted)
+            seq = self._read(line, after=seq).seq
+            numbered.append((seq, line))
+        return numbered
 
     def _read(self, line: bytes, *, after: int) -> _Head:
         if len(line) > LINE_LIMIT or b"\n" in line:
@@ -155,11 +160,11 @@ class Ledger:
             raise BadBatch(f"event {head.seq} comes after event {after}")
         return head
 
-    def _last_seq(self, host: str) -> int:
+    def _last_seq(self, stream: str) -> int:
         """Of the last line that can be read; 0 where there is none.  Sequence numbers begin with 1."""
-        for day in reversed(self.days(host)):
+        for day in reversed(self.days(stream)):
             last = 0
-            for line in self.lines(host, day):
+            for line in self.lines(stream, day):
                 with contextlib.suppress(msgspec.MsgspecError):
                     last = self._head.decode(line).seq
             if last:

@@ -86,9 +86,9 @@ def place_of(event: Event) -> Place:
 def _scan(ledger: Ledger, query: Query) -> Iterator[Event]:
     decoder = msgspec.json.Decoder(Event)
     needles = _needles(query)
-    for host in ledger.hosts() if not query.gateway else [query.gateway]:
-        for day in _days(ledger.days(host), query):
-            for line in ledger.lines(host, day):
+    for stream in ledger.streams(query.gateway):
+        for day in _days(ledger.days(stream), query):
+            for line in ledger.lines(stream, day):
                 if not all(needle in line for needle in needles):
                     continue
                 event = event_of(line, decoder)

@@ -11,7 +11,7 @@ log2(n) hashes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
@@ -44,6 +44,20 @@ class Frontier:
         self.nodes.append(leaf)
         self.size += 1
 
+    def append_subtree(self, root: bytes, width: int) -> None:
+        """Add ``width`` leaves by the root of the perfect subtree over them.
+
+        Raises ValueError where such a subtree can't begin here: see `widths`.
+        """
+        if width < 1 or width & (width - 1) or self.size % width:
+            raise ValueError(f"no perfect subtree of {width} leaves begins behind leaf {self.size}")
+        rank = self.size // width
+        while rank & 1:
+            root = node_hash(self.nodes.pop(), root)
+            rank >>= 1
+        self.nodes.append(root)
+        self.size += width
+
     def root(self) -> bytes:
         if not self.nodes:
             return EMPTY_ROOT
@@ -54,6 +68,29 @@ class Frontier:
 
     def copy(self) -> Frontier:
         return Frontier(self.size, self.nodes)
+
+
+def widths(first: int, count: int) -> Iterator[int]:
+    """How wide the perfect subtrees are, in order, that cover ``count`` leaves behind the ``first`` ones: the fewest there can be."""
+    while count > 0:
+        widest = 1 << (count.bit_length() - 1)
+        width = min(first & -first, widest) if first else widest
+        yield width
+        first += width
+        count -= width
+
+
+def cover(first: int, leaves: Sequence[bytes]) -> list[bytes]:
+    """The roots of these subtrees: what is left of ``leaves`` that were deleted, so that every later root can be computed."""
+    roots = []
+    at = 0
+    for width in widths(first, len(leaves)):
+        tree = Frontier()
+        for leaf in leaves[at : at + width]:
+            tree.append(leaf)
+        roots.append(tree.root())
+        at += width
+    return roots
 
 
 def root_of(lines: Iterable[bytes]) -> bytes:

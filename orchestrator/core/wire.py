@@ -157,13 +157,22 @@ class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LedgerBatch(msgspec.Struct, frozen=True):
-    """``POST /host/v1/ledger``: lines of the host's ledger as they are, in order.  Answer: `LedgerAck`."""
+    """``POST /host/v1/ledger``: lines of the host's ledger as they are, in order.  Answer: `LedgerAck`.
+
+    ``lines`` may be empty where only ``checkpoints`` are new.
+    """
 
     host: str
     first_seq: int
     lines: tuple[str, ...]
+    checkpoints: tuple[str, ...] = ()
+    """Signed notes, as the host made them, smallest tree first."""
+    public_key: str = ""
+    """What verifies them, in the form of C2SP's signed-note: ``name+hash+base64``.  The first one that comes is pinned."""
 
 
-class LedgerAck(msgspec.Struct, frozen=True):
+class LedgerAck(msgspec.Struct, frozen=True, omit_defaults=True):
     next_seq: int
     """The sequence number that the control plane wants next; the agent goes on from there."""
+    checkpoint: int | None = None
+    """Size of the tree of the newest checkpoint kept, 0 where there is none; None: checkpoints aren't taken."""

@@ -25,8 +25,8 @@ class Control(Protocol):
 
     def observed(self, observed: Observed) -> None: ...
 
-    def ledger(self, batch: LedgerBatch) -> int:
-        """The sequence number that the control plane wants next."""
+    def ledger(self, batch: LedgerBatch) -> LedgerAck:
+        """What the control plane has, and wants next."""
 
 
 class HttpControl:
@@ -50,10 +50,10 @@ class HttpControl:
     def observed(self, observed: Observed) -> None:
         self._send("POST", "/host/v1/observed", content=msgspec.json.encode(observed))
 
-    def ledger(self, batch: LedgerBatch) -> int:
+    def ledger(self, batch: LedgerBatch) -> LedgerAck:
         answer = self._send("POST", "/host/v1/ledger", content=msgspec.json.encode(batch), timeout=60.0)
         try:
-            return _ack.decode(answer.content).next_seq
+            return _ack.decode(answer.content)
         except msgspec.MsgspecError as error:
             raise _unusable(error) from error
 

@@ -1,7 +1,8 @@
-"""Shipping the ledger: lines go to the control plane in order, each until it was acknowledged.
+"""Shipping the ledger: lines and signed checkpoints go to the control plane in order, each until it was acknowledged.
 
 How far it got is on disk (``<state>/shipped.json``), and the control plane has the last word: it answers the number
-that it wants next, also where that lies back (it lost something) or ahead (this host was restored from an older state).
+that it wants next, also where that lies back (it lost something) or ahead (this host was restored from an older state),
+and the size of the newest checkpoint that it keeps.  A control plane that answers none is older and is sent none.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.core.wire import LedgerBatch
+from orchestrator.core.wire import LedgerAck, LedgerBatch
 from orchestrator.host.control import Control
 from orchestrator.host.paths import HostPaths
 from orchestrator.system.files import write_atomic
 from orchestrator.system.segments import LedgerReader, seq_of
 
 BATCH = 500
+CHECKPOINTS = 200
+"""At most so many in a batch."""
 
 
-class Shipped(msgspec.Struct):
+class Shipped(msgspec.Struct, frozen=True):
+    """``next_seq`` is wanted next; checkpoints are acknowledged up to the one of ``checkpoint`` lines, which ends at ``offset``."""
+
     next_seq: int = 1
+    checkpoint: int = 0
+    offset: int = 0
+    sent: int = 0
+    """Number of the last line that was sent."""
+
+
+class _Checkpoint(msgspec.Struct):
+    size: int
+    note: str
 
 
 class Shipper:
@@ -28,24 +42,79 @@ class Shipper:
         self._host = host
         self._control = control
         self._reader = LedgerReader(paths.ledger)
+        self._checkpoints = paths.ledger / "checkpoints.jsonl"
+        self._key = paths.ledger.parent / "ledger-key.pub"
         self._file = paths.shipped
-        self._next = _read(self._file)
+        self._at = _read(self._file)
+        self._takes_checkpoints = True
 
     def ship(self) -> int:
-        """Send one batch; how many lines it had.  Raises HostError where the control plane can't take it."""
-        lines = self._reader.read(self._next, BATCH)
-        if not lines:
+        """Send one batch; how many lines and checkpoints it had.  Raises HostError where the control plane can't take it."""
+        if self._reader.last_seq() < self._at.sent:
+            self._note(
+                Shipped()
+            )  # begun anew, or restored from an older state: the control plane sees which by its lines
+        lines = self._reader.read(self._at.next_seq, BATCH)
+        notes, reach = self._notes() if self._takes_checkpoints else ([], self._at)
+        if not lines and not notes:
+            self._note(reach)
             return 0
-        first = seq_of(lines[0].encode())
-        wanted = self._control.ledger(LedgerBatch(host=self._host, first_seq=first, lines=tuple(lines)))
-        if wanted != self._next:
-            self._next = wanted
-            write_atomic(self._file, msgspec.json.encode(Shipped(wanted)))
-        return len(lines)
+        first = seq_of(lines[0].encode()) if lines else self._at.next_seq
+        ack = self._control.ledger(
+            LedgerBatch(self._host, first, tuple(lines), checkpoints=tuple(notes), public_key=self._public_key())
+        )
+        sent = seq_of(lines[-1].encode()) if lines else self._at.sent
+        self._note(msgspec.structs.replace(self._after(ack, reach), sent=sent))
+        return len(lines) + len(notes)
+
+    def _notes(self) -> tuple[list[str], Shipped]:
+        """The notes that are to be sent, and where the reading of them ended."""
+        try:
+            file = self._checkpoints.open("rb")
+        except FileNotFoundError:
+            return [], self._at
+        notes: list[str] = []
+        size, offset = self._at.checkpoint, self._at.offset
+        with file:
+            file.seek(offset)
+            while len(notes) < CHECKPOINTS and (line := file.readline()).endswith(b"\n"):
+                offset += len(line)
+                found = _checkpoint(line)
+                if found is not None and found.size > size:
+                    size = found.size
+                    notes.append(found.note)
+        return notes, msgspec.structs.replace(self._at, checkpoint=size, offset=offset)
+
+    def _after(self, ack: LedgerAck, reach: Shipped) -> Shipped:
+        """Where to go on.  Checkpoints that were acknowledged and are gone there are read from the first one on again."""
+        if ack.checkpoint is None:
+            self._takes_checkpoints = False
+            return msgspec.structs.replace(self._at, next_seq=ack.next_seq)
+        lost = ack.checkpoint < self._at.checkpoint
+        return Shipped(ack.next_seq, ack.checkpoint, 0 if lost else reach.offset)
+
+    def _note(self, at: Shipped) -> None:
+        if at != self._at:
+            self._at = at
+            write_atomic(self._file, msgspec.json.encode(at))
+
+    def _public_key(self) -> str:
+        """Read anew each time: the gateway makes it at its first start."""
+        try:
+            return self._key.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return ""
 
 
-def _read(path: Path) -> int:
+def _checkpoint(line: bytes) -> _Checkpoint | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Shipped).next_seq
+        return msgspec.json.decode(line, type=_Checkpoint)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _read(path: Path) -> Shipped:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Shipped)
     except (OSError, msgspec.MsgspecError):
-        return 1
+        return Shipped()

@@ -50,7 +50,7 @@ async def ask(client: httpx.AsyncClient, **params: Any) -> httpx.Response:
 
 async def test_in_and_out(client: httpx.AsyncClient) -> None:
     answer = await ship(client, batch(event(1), event(2, verdict="blocked", host="evil.example")))
-    assert (answer.status_code, answer.json()) == (200, {"next_seq": 3})
+    assert (answer.status_code, answer.json()) == (200, {"next_seq": 3, "checkpoint": 0})
     found = (await ask(client, verdict="blocked", job=11, repo="acme/app", host="EVIL.example")).json()
     assert [item["seq"] for item in found["events"]] == [2]
     assert found["events"][0]["who"]["repo"] == "acme/app"

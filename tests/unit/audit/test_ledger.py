@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.audit import Ledger
-from orchestrator.audit.ledger import BadBatch
+from orchestrator.audit.streams import BadBatch
 from orchestrator.core.flow import Event
 from orchestrator.core.wire import LedgerBatch
 
@@ -89,7 +89,7 @@ async def test_what_is_no_event_is_refused_whole(lines: tuple[str, ...], ledger:
     good = msgspec.json.encode(event(1)).decode()
     with pytest.raises(BadBatch):
         await ledger.receive(LedgerBatch("h1", 1, (good, *lines)))
-    assert ledger.hosts() == []
+    assert ledger.streams() == []
 
 
 async def test_order_within_a_batch(ledger: Ledger) -> None:
@@ -97,6 +97,7 @@ async def test_order_within_a_batch(ledger: Ledger) -> None:
         await ledger.receive(batch(event(2), event(1)))
 
 
+@settings(deadline=None)  # each line is synced to the disk
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 6)), max_size=12))
 async def test_any_shipping_keeps_each_line_at_most_once(
     tmp_path_factory: pytest.TempPathFactory, sent: list[tuple[int, int]]

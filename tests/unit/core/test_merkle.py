@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.merkle import EMPTY_ROOT, Frontier, leaf_hash, root_of
+from orchestrator.core.merkle import EMPTY_ROOT, Frontier, cover, leaf_hash, root_of, widths
 
 
 def defined(lines: list[bytes]) -> bytes:
@@ -57,3 +57,28 @@ def test_rfc_6962_test_vectors() -> None:
 def test_a_frontier_with_the_wrong_number_of_nodes_is_refused() -> None:
     with pytest.raises(ValueError, match="2 nodes"):
         Frontier(3, (b"x",))
+
+
+def test_a_cover_stands_for_the_leaves_that_are_gone() -> None:
+    leaves = [leaf_hash(b"%d" % number) for number in range(70)]
+    for first in range(0, 40, 3):
+        for last in range(first, 64, 5):
+            whole, thinned = Frontier(), Frontier()
+            for leaf in leaves[:first]:
+                thinned.append(leaf)
+            gone = leaves[first:last]
+            for width, root in zip(widths(first, len(gone)), cover(first, gone), strict=True):
+                thinned.append_subtree(root, width)
+            for leaf in leaves[last:]:
+                thinned.append(leaf)
+            for leaf in leaves:
+                whole.append(leaf)
+            assert thinned.root() == whole.root(), (first, last)
+
+
+def test_a_subtree_begins_only_where_it_is_aligned() -> None:
+    tree = Frontier()
+    tree.append(leaf_hash(b"x"))
+    for width in (0, 2, 3):
+        with pytest.raises(ValueError, match="no perfect subtree"):
+            tree.append_subtree(bytes(32), width)

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.settings import HostSettings
+from orchestrator.core.wire import LedgerAck
 from orchestrator.host.paths import host_paths, make_folders
 from orchestrator.host.ship import BATCH, Shipper
 
@@ -24,7 +25,7 @@ class Control:
         if batch.first_seq == self.wanted:
             self.lines += batch.lines
             self.wanted += len(batch.lines)
-        return self.wanted
+        return LedgerAck(self.wanted)
 
     def forget(self, back_to: int) -> None:
         self.wanted = back_to
@@ -103,3 +104,93 @@ def test_lines_that_arent_durable_yet_stay_here(paths):
     (paths.ledger / "durable").write_bytes((7).to_bytes(8, "big"))
     control = Control()
     assert _all(Shipper("h", paths, control)) == 7
+
+
+class Keeping(Control):
+    """Keeps checkpoints too; an older control plane doesn't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.keys: set[str] = set()
+        self.kept = 0
+
+    def ledger(self, batch):
+        ack = super().ledger(batch)
+        self.notes += batch.checkpoints
+        self.keys.add(batch.public_key)
+        self.kept = max([self.kept, *(int(note) for note in batch.checkpoints)])
+        return LedgerAck(ack.next_seq, self.kept)
+
+
+def _checkpoint(paths, *sizes: int) -> None:
+    with (paths.ledger / "checkpoints.jsonl").open("a") as file:
+        file.writelines(json.dumps({"ts": 1.0, "size": size, "note": str(size)}) + "\n" for size in sizes)
+
+
+def test_checkpoints_go_along_once_with_the_key(paths):
+    _write(paths, "2026-01-01", 1, 10)
+    (paths.ledger.parent / "ledger-key.pub").write_text("ironcd/h+0+k\n")
+    _checkpoint(paths, 4, 10)
+    control = Keeping()
+    _all(Shipper("h", paths, control))
+    _checkpoint(paths, 12)
+    _all(Shipper("h", paths, control))
+    assert control.notes == ["4", "10", "12"]
+    assert control.keys == {"ironcd/h+0+k"}
+
+
+def test_checkpoints_that_the_control_plane_lost_are_sent_again(paths):
+    _write(paths, "2026-01-01", 1, 10)
+    _checkpoint(paths, 2, 4, 10)
+    control = Keeping()
+    shipper = Shipper("h", paths, control)
+    _all(shipper)
+    control.kept = 2
+    _write(paths, "2026-01-02", 11, 1)
+    _all(shipper)
+    assert control.notes == ["2", "4", "10", "4", "10"]
+
+
+def test_a_control_plane_that_takes_no_checkpoints_is_sent_them_once(paths):
+    _write(paths, "2026-01-01", 1, 10)
+    _checkpoint(paths, 2)
+    control = Control()
+    shipper = Shipper("h", paths, control)
+    _all(shipper)
+    assert shipper.ship() == 0
+    assert len(control.lines) == 10
+
+
+def test_a_torn_checkpoint_is_sent_once_it_is_whole(paths):
+    with (paths.ledger / "checkpoints.jsonl").open("w") as file:
+        file.write('{"ts": 1.0, "size": 3, "note"')
+    control = Keeping()
+    shipper = Shipper("h", paths, control)
+    assert _all(shipper) == 0
+    with (paths.ledger / "checkpoints.jsonl").open("a") as file:
+        file.write(': "3"}\n')
+    _all(shipper)
+    assert control.notes == ["3"]
+
+
+def test_a_ledger_that_was_begun_anew_is_shipped_from_its_start(paths):
+    _write(paths, "2026-01-01", 1, 10)
+    control = Keeping()
+    shipper = Shipper("h", paths, control)
+    _all(shipper)
+    control.forget(1)  # it files the new ledger beside the old one
+    lines = _write(paths, "2026-01-01", 1, 3)
+    _all(shipper)
+    assert control.lines == lines
+
+
+def test_a_host_restored_from_an_older_state_asks_once_and_waits(paths):
+    _write(paths, "2026-01-01", 1, 10)
+    control = Keeping()
+    shipper = Shipper("h", paths, control)
+    _all(shipper)
+    _write(paths, "2026-01-01", 1, 6)
+    assert _all(shipper) == 6
+    assert shipper.ship() == 0
+    assert control.wanted == 11

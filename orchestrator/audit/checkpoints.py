@@ -1,0 +1,96 @@
+"""The signed checkpoints that came with a ledger, beside its lines: ``checkpoints.jsonl``, as the host has it.
+
+They are kept as they came, also those whose signature doesn't fit: `orchestrator.audit.verify` judges.  What isn't a
+checkpoint at all is left out and logged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from orchestrator.audit import days
+from orchestrator.audit.notes import BadNote, parse_note
+from orchestrator.system.files import sync_folder
+
+FILE = "checkpoints.jsonl"
+
+log = structlog.get_logger()
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """``ts`` is when the host wrote it, in its own file, and when it came, in the control plane's."""
+
+    ts: float
+    size: int
+    note: str
+
+
+class Place(NamedTuple):
+    path: Path
+    number: int
+    kept: Kept | None
+    """None: the line can't be read."""
+
+
+def kept(folder: Path) -> Iterator[Place]:
+    """The checkpoints in ``folder`` in the order in which they came."""
+    path = folder / FILE
+    return read(path) if path.exists() else iter(())
+
+
+def read(path: Path) -> Iterator[Place]:
+    for line in days.read(path):
+        try:
+            yield Place(path, line.number, msgspec.json.decode(line.data, type=Kept))
+        except msgspec.MsgspecError:
+            yield Place(path, line.number, None)
+
+
+class Checkpoints:
+    """Those of one ledger, for the process that receives them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._newest: Kept | None = None
+        for place in kept(folder):
+            self._newest = place.kept or self._newest
+
+    @property
+    def size(self) -> int:
+        return self._newest.size if self._newest is not None else 0
+
+    def take(self, notes: Iterable[str], now: float) -> int:
+        """Keep what is new of ``notes``; the size of the newest one, once it is on the disk.  Raises OSError."""
+        fresh: list[Kept] = []
+        newest = self._newest
+        for text in notes:
+            try:
+                size = parse_note(text).size
+            except BadNote as error:
+                log.error("checkpoint_refused", folder=self._folder.name, error=str(error))  # noqa: TRY400 - it says all
+                continue
+            if newest is None or size > newest.size or (size == newest.size and text != newest.note):
+                newest = Kept(round(now, 3), size, text)
+                fresh.append(newest)
+        if fresh:
+            _append(self._folder / FILE, fresh)
+            self._newest = newest
+        return self.size
+
+
+def _append(path: Path, fresh: Iterable[Kept]) -> None:
+    made = not path.exists()
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write((b"\n" if torn else b"") + b"".join(msgspec.json.encode(one) + b"\n" for one in fresh))
+        file.flush()
+        os.fsync(file.fileno())
+    if made:
+        sync_folder(path.parent)
