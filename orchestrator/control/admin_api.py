@@ -6,6 +6,7 @@
 ``GET /api/v1/runners``      ``?phase= &host= &gone=false &limit=``, latest first
 ``GET /api/v1/runners/{id}``
 ``GET /api/v1/hosts``
+``GET /api/v1/policy``       ``?repo=``: what the latest job of a repository was given, rule by rule
 ===========================  ============================================================================
 """
 
@@ -98,6 +99,12 @@ class AdminApi:
         views = [host_view(name, sightings.get(name), runners.get(name, ()), now) for name in names]
         return _json({"hosts": views})
 
+    async def policy(self, repo: str) -> Response:
+        known = await self._ask(self._store.policy_of(repo))
+        if known is None:
+            raise HTTPException(404, f"no job of {repo} was given a policy yet")
+        return _json({"repo": repo, "at": known.at, "digest": known.policy.digest, "policy": known.policy})
+
     async def _runners_of(self, record: JobRecord) -> list[RunnerRecord]:
         found = [await self._ask(self._store.runner(runner_id)) for runner_id in record.runners]
         return [runner for runner in found if runner is not None]
@@ -116,6 +123,7 @@ def router(api: AdminApi, authenticate: Callable[[Request], None]) -> APIRouter:
     routes.add_api_route("/jobs/{job_id}", api.job, methods=["GET"], response_class=Response)
     routes.add_api_route("/runners", api.runners, methods=["GET"], response_class=Response)
     routes.add_api_route("/runners/{runner_id}", api.runner, methods=["GET"], response_class=Response)
+    routes.add_api_route("/policy", api.policy, methods=["GET"], response_class=Response)
     routes.add_api_route("/hosts", api.hosts, methods=["GET"], response_class=Response)
     return routes
 

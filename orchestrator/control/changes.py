@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from orchestrator.control.records import JobRecord, RunnerRecord, Sum
+from orchestrator.control.records import JobRecord, RepoPolicy, RunnerRecord, Sum
 from orchestrator.core.inbox import Keys
 from orchestrator.core.policy import Policy
 from orchestrator.core.wire import Desired
@@ -69,6 +69,10 @@ class Names(Keys, frozen=True):
         return self.prefix + "policies"
 
     @property
+    def policies_of(self) -> str:
+        return self.prefix + "policies:of"
+
+    @property
     def jit(self) -> str:
         return self.prefix + "jit:"
 
@@ -114,6 +118,9 @@ class Changes:
 
     def put_policy(self, policy: Policy) -> None:
         self._add("HSET", self._names.policies, policy.digest, _encode(policy))
+
+    def put_policy_of(self, repo: str, policy: Policy, at: float) -> None:
+        self._add("HSET", self._names.policies_of, repo, _encode(RepoPolicy(at, policy)))
 
     def put_jit(self, runner: str, sealed: bytes, lasts_s: int) -> None:
         self._add("SET", self._names.jit + runner, sealed, "EX", lasts_s)

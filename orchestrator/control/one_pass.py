@@ -28,6 +28,7 @@ from orchestrator.control.installations import Installations
 from orchestrator.control.observe import observe, strays
 from orchestrator.control.orders import Orders
 from orchestrator.control.policies import PolicyBook
+from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import Entry, Finished, JobRecord, Snapshot
 from orchestrator.control.recover import find_jobs, take_back
 from orchestrator.control.sealed import Seal
@@ -62,6 +63,7 @@ class Pass:
         self.snapshot = snapshot
         self.world = World(snapshot, means.settings, means.book.baseline, now)
         self.orders = Orders(self.world, means.github, means.book, means.seal, self._write)
+        self.rebind = Rebind(self.world, means.book)
         self.checks = Checks(self.world, means.github, means.book, means.installations)
         self._writing = asyncio.Lock()
         self._read: list[Entry] = []
@@ -84,6 +86,7 @@ class Pass:
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
+        await self._all(self.rebind.look_again(runner_id) for runner_id in self.rebind.bound())
         await self._write()
         await self._tell_hosts()
         await self._put_away()

@@ -177,8 +177,7 @@ class Orders:
         if known is None:
             return
         job = known.job
-        images = self._images(record)
-        policy = await self._book.policy_of(job.installation, job.repo, images, world.now)
+        policy = await self._book.policy_of(job.installation, job.repo, world.images_of(record), world.now)
         identity = Identity(
             runner=runner_id,
             org=job.org,
@@ -198,11 +197,6 @@ class Orders:
             world.tell_job(job_id, "policy_refused", policy.reason)
             world.put_job(msgspec.structs.replace(world.jobs[job_id], refusal=policy.summary))
             return
-        world.use_policy(policy)
+        world.use_policy(policy, job.repo)
         record = msgspec.structs.replace(record, policy=policy.digest, bound=True)
         world.put_runner(record.tell(world.now, "policy_sent", f"{policy.mode}, {len(policy.rules)} rules"))
-
-    def _images(self, record: RunnerRecord) -> dict[str, tuple[str, ...]] | None:
-        sighting = self._world.sightings.get(record.life.host)
-        images = sighting.observed.images if sighting is not None else ()
-        return next((image.presets for image in images if image.name == record.life.machine.image), None)

@@ -14,7 +14,7 @@ import msgspec
 
 from orchestrator.control.github import GitHub, Refused
 from orchestrator.core.effective import baseline_policy, effective_policy
-from orchestrator.core.errors import UserError
+from orchestrator.core.errors import PolicyErrors, UserError
 from orchestrator.core.policy import Policy
 from orchestrator.core.policy_document import PolicyFile
 from orchestrator.core.policy_file import read_policy
@@ -30,6 +30,9 @@ class RefusedPolicy(msgspec.Struct, frozen=True):
 
     reason: str
     remedy: str
+    forbids: bool = False
+    """The files were read, and the organisation's forbids what the repository's asks for.  False where a file is missing
+    or can't be read."""
 
     @property
     def summary(self) -> str:
@@ -81,9 +84,12 @@ class PolicyBook:
             own = None
             if read.text is not None:
                 own = read_policy(read.text, source=PATH, presets=self._presets, image_presets=images)
-            return effective_policy(organisation, own, self._presets.builtin, images)
         except UserError as error:
             return RefusedPolicy(error.message, error.remedy)
+        try:
+            return effective_policy(organisation, own, self._presets.builtin, images)
+        except UserError as error:
+            return RefusedPolicy(error.message, error.remedy, forbids=isinstance(error, PolicyErrors))
 
     def forget(self, repo: str) -> None:
         """Read its file again the next time."""

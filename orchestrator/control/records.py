@@ -11,6 +11,7 @@ from orchestrator.core.flow import Identity
 from orchestrator.core.inbox import Delivery
 from orchestrator.core.job import Job, Moment
 from orchestrator.core.names import names_of
+from orchestrator.core.policy import Policy
 from orchestrator.core.runner import Runner
 from orchestrator.core.wire import Failure, Observed, Proof
 
@@ -108,6 +109,13 @@ class Snapshot(msgspec.Struct, frozen=True):
     inbox: tuple[Entry, ...]
     known: bool
     """False in an empty Redis: what was there must be found again."""
+
+
+class RepoPolicy(msgspec.Struct, frozen=True):
+    """What the latest job of a repository was given, and when."""
+
+    at: float
+    policy: Policy
 
 
 class Finished(msgspec.Struct, frozen=True):

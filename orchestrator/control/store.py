@@ -16,7 +16,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.control.changes import Changes, Names
-from orchestrator.control.records import Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum
+from orchestrator.control.records import Entry, JobRecord, RepoPolicy, RunnerRecord, Sighting, Snapshot, Sum
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.policy import Policy
@@ -175,6 +175,11 @@ class Store:
                 return None
             known = self._policies[digest] = msgspec.json.decode(raw, type=Policy)
         return known
+
+    async def policy_of(self, repo: str) -> RepoPolicy | None:
+        """What the latest job of ``repo`` was given; None where it had none."""
+        raw = await self._ask(self.client.hget(self.names.policies_of, repo))
+        return None if raw is None else msgspec.json.decode(raw, type=RepoPolicy)
 
     async def finished_jobs(self, ids: Iterable[int]) -> dict[int, JobRecord]:
         """Those of ``ids`` that are over and put away."""

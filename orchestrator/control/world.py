@@ -65,6 +65,7 @@ class World:
         self._jobs_changed: set[int] = set()
         self._runners_changed: set[str] = set()
         self._policies: dict[str, Policy] = {}
+        self._policy_of: dict[str, Policy] = {}
         self._counts: dict[str, int] = {}
         self._durations: list[tuple[str, float]] = []
 
@@ -156,8 +157,11 @@ class World:
 
     # Policies and counters
 
-    def use_policy(self, policy: Policy) -> None:
+    def use_policy(self, policy: Policy, repo: str = "") -> None:
+        """Have ``policy`` recorded; ``repo``: as what holds for that repository."""
         self._policies[policy.digest] = policy
+        if repo:
+            self._policy_of[repo] = policy
 
     def count(self, counter: str, by: int = 1) -> None:
         self._counts[counter] = self._counts.get(counter, 0) + by
@@ -168,6 +172,8 @@ class World:
         """Put what changed since the last time into ``changes``."""
         for policy in self._policies.values():
             changes.put_policy(policy)
+        for repo, policy in self._policy_of.items():
+            changes.put_policy_of(repo, policy, self.now)
         for runner_id in sorted(self._runners_changed):
             record = self.runners[runner_id]
             if record.life.phase == "GONE":
@@ -183,7 +189,7 @@ class World:
             changes.count(counter, by)
         for phase, seconds in self._durations:
             changes.observe_phase(phase, seconds)
-        self._policies, self._counts, self._durations = {}, {}, []
+        self._policies, self._policy_of, self._counts, self._durations = {}, {}, {}, []
         self._runners_changed, self._jobs_changed = set(), set()
 
     def let_go_of_job(self, job_id: int) -> None:
@@ -200,6 +206,12 @@ class World:
             if record.life.host and record.life.phase != "GONE":
                 found[record.life.host].append(record)
         return found
+
+    def images_of(self, record: RunnerRecord) -> dict[str, tuple[str, ...]] | None:
+        """What was read off the package managers in the runner's image; None where its host hasn't told."""
+        sighting = self.sightings.get(record.life.host)
+        images = sighting.observed.images if sighting is not None else ()
+        return next((image.presets for image in images if image.name == record.life.machine.image), None)
 
 
 def scope_of(life: Runner) -> RunnerScope:

@@ -227,7 +227,7 @@ class Stage:
         keys = [key.decode() for key in await self.redis.keys("t:*")]
         kept = {
             "t:counters", "t:jobs:done", "t:jobs:done:at", "t:runners:gone", "t:runners:gone:at", "t:sightings",
-            "t:desired", "t:desired:sums", "t:inbox", "t:policies", "t:fence", "t:known", "t:dead", "t:hint",
+            "t:desired", "t:desired:sums", "t:inbox", "t:policies", "t:policies:of", "t:fence", "t:known", "t:dead", "t:hint",
         }  # fmt: skip
         found: dict[str, object] = {
             "deliveries": await self.redis.xlen(self.store.names.inbox),
