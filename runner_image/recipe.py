@@ -19,20 +19,19 @@ SUITE = "trixie"
 ARCHITECTURE = "amd64"
 HERE = Path(__file__).parent
 
-CMDLINE = " ".join(
-    (
-        "root=/dev/vda",
-        "rw",
-        "console=ttyS0",
-        "loglevel=4",
-        "panic=1",  # ends the machine (the host destroys it on a reboot) instead of leaving it until its deadline
-        "mitigations=off",  # they part a job from itself: it is root in here, and the wall is outside
-        "net.ifnames=0",  # so that the link has a name that `tree` can say something about
-        "lsm=landlock,lockdown,yama,integrity,apparmor",  # Debian's list without bpf, which systemd would load programs for
-        "systemd.show_status=auto",  # units that fail or hang are shown; the rest costs more time than all else
-        "TERM=dumb",  # systemd asks any other terminal for its size and waits for an answer
-    )
+_CMDLINE = (
+    "root=/dev/vda",
+    "rw",
+    "console=ttyS0",
+    "loglevel=4",
+    "panic=1",  # ends the machine (the host destroys it on a reboot) instead of leaving it until its deadline
+    "mitigations=off",  # they part a job from itself: it is root in here, and the wall is outside
+    "net.ifnames=0",  # so that the link has a name that `tree` can say something about
+    "lsm=landlock,lockdown,yama,integrity,apparmor",  # Debian's list without bpf, which systemd would load programs for
+    "systemd.show_status=auto",  # units that fail or hang are shown; the rest costs more time than all else
+    "TERM=dumb",  # systemd asks any other terminal for its size and waits for an answer
 )
+CMDLINE = " ".join(_CMDLINE)
 """How the image's kernel wants to be started."""
 
 SYSTEM_PACKAGES = (

@@ -19,7 +19,7 @@ from runner_image.tarball import unpack
 
 _BOOTSTRAP_S = 1800.0
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_EXECUTABLE = frozenset({"guest/ironcd-guest", "guest/job-started.sh"})
+_EXECUTABLE = frozenset({"guest/ironcd-guest", "guest/job-started.sh", "tree/usr/local/sbin/update-ca-certificates"})
 _MODES = {"tree/etc/sudoers.d/ironcd": 0o440}
 
 
@@ -219,6 +219,7 @@ def _env_file(recipe: Recipe) -> str:
         "PATH": PATH,
         "ImageOS": "debian13",
         "ACTIONS_RUNNER_HOOK_JOB_STARTED": HOOK,
+        "NODE_EXTRA_CA_CERTS": "/etc/ssl/certs/ca-certificates.crt",  # Node has a list of its own and looks at no other
     }
     if recipe.machine.npm_registry:
         env["NPM_CONFIG_REGISTRY"] = recipe.machine.npm_registry

@@ -235,7 +235,8 @@ def say(text: str) -> None:
 
 def hold_console() -> None:
     """Keep the serial console open.  Its driver takes a tenth of a second to open a port that nobody has open, and
-    systemd and cloud-init open it for each line they write."""
+    systemd and cloud-init open it for each line they write.
+    """
     with contextlib.suppress(OSError):
         console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         os.dup2(console, _CONSOLE, inheritable=False)
