@@ -48,7 +48,7 @@ def read(path: Path) -> Iterator[Place]:
     for line in days.read(path):
         try:
             yield Place(path, line.number, msgspec.json.decode(line.data, type=Kept))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             yield Place(path, line.number, None)
 
 

@@ -100,7 +100,7 @@ def seq_of(data: bytes) -> int | None:
     """The number that a line says it has; None where it says none."""
     try:
         return _head.decode(data).seq
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -28,6 +28,7 @@ from orchestrator.core.wire import LedgerAck, LedgerBatch
 from orchestrator.system import day_lines
 
 LINE_LIMIT = 64 << 10
+_GAPS = ".gaps"
 
 log = structlog.get_logger()
 
@@ -94,15 +95,7 @@ class Ledger:
         return known
 
     def gaps(self, stream: str) -> list[Gap]:
-        found = []
-        for line in day_lines.read(self._gaps_folder, "0000-00-00"):
-            try:
-                gap = msgspec.json.decode(line, type=Gap)
-            except msgspec.MsgspecError:
-                continue
-            if gap.host == stream:
-                found.append(gap)
-        return found
+        return gaps_of(self._folder, stream)
 
     async def wait(self, timeout_s: float) -> None:
         """Until something came in, ``timeout_s`` at most."""
@@ -111,10 +104,6 @@ class Ledger:
                 await self._news.wait()
         except TimeoutError:
             return
-
-    @property
-    def _gaps_folder(self) -> Path:
-        return self._folder / ".gaps"
 
     def _file(self, batch: LedgerBatch) -> LedgerAck:
         numbered = self._numbered(batch)
@@ -154,7 +143,7 @@ class Ledger:
             raise BadBatch(f"the line after event {after} isn't one line of at most {LINE_LIMIT} bytes")
         try:
             head = self._head.decode(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BadBatch(f"the line after event {after} is no event: {error}") from error
         if head.seq <= after:
             raise BadBatch(f"event {head.seq} comes after event {after}")
@@ -165,7 +154,7 @@ class Ledger:
         for day in reversed(self.days(stream)):
             last = 0
             for line in self.lines(stream, day):
-                with contextlib.suppress(msgspec.MsgspecError):
+                with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                     last = self._head.decode(line).seq
             if last:
                 return last
@@ -173,12 +162,25 @@ class Ledger:
 
     def _note(self, gap: Gap) -> None:
         log.error("ledger_gap", host=gap.host, first=gap.first, last=gap.last)
-        day_lines.append(self._gaps_folder, "0000-00-00", [msgspec.json.encode(gap)])
+        day_lines.append(self._folder / _GAPS, "0000-00-00", [msgspec.json.encode(gap)])
+
+
+def gaps_of(folder: Path, stream: str) -> list[Gap]:
+    """What never came of a ledger in the record at ``folder``."""
+    found = []
+    for line in day_lines.read(folder / _GAPS, "0000-00-00"):
+        try:
+            gap = msgspec.json.decode(line, type=Gap)
+        except msgspec.MsgspecError:
+            continue
+        if gap.host == stream:
+            found.append(gap)
+    return found
 
 
 def event_of(line: bytes, decoder: msgspec.json.Decoder[Event]) -> Event | None:
     """The event of a line; None for one that isn't whole, or of a version that this one can't read."""
     try:
         return decoder.decode(line)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

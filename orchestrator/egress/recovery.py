@@ -126,7 +126,7 @@ def _replay(path: Path, at: Position) -> bool:
 def _follows(line: bytes, at: Position) -> bool:
     try:
         link = _decoder.decode(line)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
     return link.seq == at.frontier.size + 1 and link.prev == at.prev
 

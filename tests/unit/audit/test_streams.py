@@ -109,7 +109,7 @@ def test_notes_are_verified() -> None:
         verify(note, parse_key(signer("h2").verifier))
 
 
-@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t + "x", lambda t: t.replace("\n5\n", "\n05\n"))
+@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t + "x", lambda t: t.replace("\n5\n", "\n05\n")])
 def test_notes_of_another_form(change) -> None:
     with pytest.raises(BadNote):
         parse_note(change(signer().note(5, bytes(32))))
