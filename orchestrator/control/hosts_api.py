@@ -43,9 +43,10 @@ class Wakes:
         return self._events.setdefault(host, asyncio.Event())
 
     async def close(self) -> None:
-        if self._listener is not None:
+        """Stop listening.  A client that is just reading may swallow a cancellation: it is told until it has ended."""
+        while self._listener is not None and not self._listener.done():
             self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+            await asyncio.wait([self._listener], timeout=0.5)
 
     async def _listen(self) -> None:
         try:

@@ -1,0 +1,130 @@
+"""What admins see of jobs, runners and hosts, and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import fakeredis
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.control import admin_api, metrics
+from orchestrator.control.auth import AdminToken
+from orchestrator.control.store import Store
+
+from .stage import Stage
+
+
+@pytest.fixture
+async def client(stage: Stage, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    (tmp_path / "admin").write_text("admin-token")
+    app = FastAPI()
+    api = admin_api.AdminApi(stage.store, hosts=frozenset({"h1", "h9"}), clock=lambda: stage.now)
+    app.include_router(admin_api.router(api, AdminToken(str(tmp_path / "admin"))))
+    app.include_router(metrics.router(stage.store))
+    headers = {"Authorization": "Bearer admin-token"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers) as http:
+        yield http
+
+
+async def played(stage: Stage) -> None:
+    """One job done, one waiting for room, one that isn't ours."""
+    await stage.hosts_move()
+    await stage.deliver(stage.job(1))
+    await stage.run()
+    await stage.hosts_move()
+    await stage.deliver(stage.job(2, labels=("ironcd-64cpu-4gb",)))
+    await stage.deliver(stage.job(3, labels=("ubuntu-latest",)))
+    await stage.look()
+
+
+@pytest.mark.parametrize("path", ["jobs", "jobs/1", "runners", "runners/x", "hosts"])
+async def test_only_admins(path: str, client: httpx.AsyncClient) -> None:
+    for token in ("", "Bearer", "Bearer ", "Bearer wrong"):
+        assert (await client.get(f"/api/v1/{path}", headers={"Authorization": token})).status_code == 401
+
+
+async def test_jobs(client: httpx.AsyncClient, stage: Stage) -> None:
+    await played(stage)
+    seen = (await client.get("/api/v1/jobs")).json()["jobs"]
+    assert {job["id"] for job in seen} == {1, 2, 3}
+    assert all("story" not in job or job["story"] == [] for job in seen)
+    waiting = (await client.get("/api/v1/jobs", params={"waiting": True})).json()["jobs"]
+    assert [(job["id"], "is too small" in job["reason"]) for job in waiting] == [(2, True)]
+    for params, ids in (
+        ({"state": "completed"}, {1}),
+        ({"served": "ignored"}, {3}),
+        ({"repo": "no/body"}, set()),
+        ({"limit": 2}, {2, 1}),
+    ):
+        found = (await client.get("/api/v1/jobs", params=params)).json()["jobs"]
+        assert {job["id"] for job in found} <= {1, 2, 3} if "limit" in params else {job["id"] for job in found} == ids
+        assert len(found) <= 2
+
+
+async def test_a_jobs_whole_story(client: httpx.AsyncClient, stage: Stage) -> None:
+    await played(stage)
+    seen = (await client.get("/api/v1/jobs/1")).json()
+    times = [moment["at"] for moment in seen["story"]]
+    assert times == sorted(times)
+    assert all(moment["lasted"] is not None for moment in seen["story"][:-1])
+    whats = {moment["what"] for moment in seen["story"]}
+    assert whats >= {"queued", "class_matched", "WANTED", "Placed", "Registered", "domain_started", "JobStarted"}
+    assert whats >= {"PolicyBound", "JobCompleted", "VmProvedGone", "RegistrationProvedGone", "GONE"}
+    (runner,) = seen["made_for_it"]
+    assert runner["proof"]["whole"]
+    assert runner["proof"]["registration"]
+    assert "jit" not in str(seen).replace("jit_taken", "")
+    assert (await client.get("/api/v1/jobs/99")).status_code == 404
+    assert (await client.get("/api/v1/jobs/x")).status_code == 422
+
+
+async def test_runners(client: httpx.AsyncClient, stage: Stage) -> None:
+    await played(stage)
+    seen = (await client.get("/api/v1/runners")).json()["runners"]
+    assert {runner["phase"] for runner in seen} == {"WANTED", "GONE"}
+    live = (await client.get("/api/v1/runners", params={"gone": False})).json()["runners"]
+    assert [runner["phase"] for runner in live] == ["WANTED"]
+    one = (await client.get(f"/api/v1/runners/{live[0]['id'].lower()}")).json()
+    assert (one["meant_for"], one["story"][0]["what"]) == (2, "WANTED")
+    assert (await client.get("/api/v1/runners/nobody")).status_code == 404
+
+
+async def test_hosts(client: httpx.AsyncClient, stage: Stage) -> None:
+    await stage.hosts_move()
+    await stage.deliver(stage.job(1))
+    await stage.look()
+    seen = {host["host"]: host for host in (await client.get("/api/v1/hosts")).json()["hosts"]}
+    assert (seen["h9"]["state"], seen["h1"]["state"]) == ("unseen", "up")
+    assert (seen["h1"]["capacity"]["vcpus"], seen["h1"]["free"]["vcpus"], len(seen["h1"]["runners"])) == (8, 6, 1)
+    stage.now += 60
+    seen = {host["host"]: host for host in (await client.get("/api/v1/hosts")).json()["hosts"]}
+    assert (seen["h1"]["state"], seen["h1"]["silent_s"]) == ("away", 60.0)
+
+
+async def test_metrics(client: httpx.AsyncClient, stage: Stage) -> None:
+    await played(stage)
+    text = (await client.get("/metrics")).text
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["ironcd_store_up", ()] == 1
+    assert samples["ironcd_runners", (("phase", "WANTED"),)] == 1
+    assert samples["ironcd_jobs", (("served", "yes"), ("state", "queued"))] == 1
+    assert samples["ironcd_host_capacity", (("host", "h1"), ("what", "vcpus"))] == 8
+    assert samples["ironcd_phase_seconds_count", (("phase", "RUNNING"),)] == 1
+    assert samples["ironcd_phase_seconds_bucket", (("le", "+Inf"), ("phase", "RUNNING"))] == 1
+    assert samples["ironcd_inbox_deliveries", ()] == 0
+
+
+async def test_metrics_without_redis() -> None:
+    server = fakeredis.FakeServer()
+    server.connected = False
+    text = (await metrics.scrape(Store(fakeredis.FakeAsyncRedis(server=server)))).decode()
+    assert "ironcd_store_up 0.0" in text
+    assert "ironcd_runners{" not in text
