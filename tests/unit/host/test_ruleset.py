@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -43,6 +46,22 @@ def test_what_is_printed_is_what_was_meant():
         "icaaaaaaaaaaaaa", "10.0.0.3", "10.0.0.2", Limits(), (("203.0.113.0/24", 22), ("198.51.100.1/32", 22))
     )
     assert ruleset.diff(ruleset.normalise(_listing(VM, other)), ruleset.expected([other, VM], PORTS)) == []
+
+
+RECORDED = sorted((Path(__file__).parent / "listings").glob("nft-*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_what_real_kernels_and_nft_versions_answered_reads_back_as_meant(path):
+    """Recorded from Debian 12's and Debian 13's nft after the commands of this module were applied."""
+    ports = Listeners(10443, 10022, 10053, 5)
+    vm = VmRules("ic0000000000000", "10.0.0.1", "10.0.0.0", Limits(), (("1.2.3.0/24", 22), ("1.2.4.4/32", 22)))
+    found = ruleset.normalise(json.loads(path.read_text()))
+    assert ruleset.diff(found, ruleset.expected([vm], ports)) == []
+
+
+def test_both_versions_are_recorded():
+    assert [path.stem for path in RECORDED] == ["nft-1.0.6", "nft-1.1.3"]
 
 
 def test_a_missing_vm_an_extra_vm_and_a_changed_rule_are_told_apart():
@@ -146,8 +165,6 @@ ranges = st.lists(
 
 @given(ranges)
 def test_merged_ranges_never_overlap_and_cover_the_same(given_ranges):
-    import ipaddress
-
     merged = ruleset.merged(given_ranges)
     nets = [(ipaddress.IPv4Network(cidr), port) for cidr, port in merged]
     assert not [1 for i, (a, p) in enumerate(nets) for b, q in nets[i + 1 :] if p == q and a.overlaps(b)]
