@@ -47,8 +47,9 @@ def show(error: IronCDError) -> None:
 
     first, *rest = redact(error.message).splitlines() or [""]
     lines = [f"error: {clean(first)}", *(f"    {clean(line)}" for line in rest)]
+    remedy, *more = redact(error.remedy).splitlines() or [""]
+    lines += [f"  remedy: {clean(remedy)}", *(f"    {clean(line)}" for line in more), f"  more: {error.link}"]
     sys.stderr.write("\n".join(lines) + "\n")
-    sys.stderr.write(f"  remedy: {clean(error.remedy)}\n  more: {error.link}\n")
 
 
 def _debug_raise() -> None:

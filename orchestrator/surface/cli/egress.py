@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
+
+from orchestrator.surface.cli.options import GLOBAL, AsJson
+
+if TYPE_CHECKING:
+    from orchestrator.core.errors import UserError
+    from orchestrator.core.policy import Policy
 
 app = typer.Typer(
     help="The egress wall: policies, presets, and what the gateway makes of a hello.", no_args_is_help=True
@@ -31,6 +40,113 @@ def inspect(
     name, reason = inspect_bytes(_read(file))
     print_json_line({"name": name, "reason": reason})
     raise typer.Exit(0 if name is not None else 1)
+
+
+@app.command()
+def presets(
+    name: Annotated[
+        str, typer.Argument(help="Show this preset's entries, each with its source. Default: list all.")
+    ] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List the presets that a policy can name, or the entries of one.
+
+    Example: [bold]ironcd egress presets node[/bold]
+    """
+    from orchestrator.surface.cli.terminal import print_json, print_table
+    from policies import load_presets
+
+    known = load_presets()
+    if not name:
+        found = [known.by_name[preset] for preset in known.names]
+        if as_json:
+            print_json(found)
+        else:
+            rows = ((p.name, p.version, len(p.entries), p.description) for p in found)
+            print_table(("preset", "#version", "#entries", "what it opens"), rows)
+        return
+    preset = known.by_name.get(known.aka.get(name, name))
+    if preset is None:
+        raise _no_preset(name, known.names)
+    if as_json:
+        print_json(preset)
+        return
+    entries = ((e.host or e.cidr, ", ".join(map(str, e.ports)), e.comment, e.source) for e in preset.entries)
+    print_table(("host", "ports", "for", "source"), entries, title=f"{preset.name}, version {preset.version}")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A policy file, as `.ironcd/policy.yml`; - for standard input.")],
+    *,
+    organisation: Annotated[
+        bool, typer.Option("--organisation", help="It is the organisation's policy, which has more keys.")
+    ] = False,
+    under: Annotated[
+        Path | None,
+        typer.Option(help="The organisation's policy that it must keep to. Default: policy.organisation_file."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a policy file, and show what it would come to: every rule with its id and where it is written.
+
+    Ends with status 2 where it is refused, with line, column and remedy of each mistake.
+
+    Example: [bold]ironcd egress check .ironcd/policy.yml[/bold]
+    """
+    from orchestrator.core.effective import effective_policy
+    from orchestrator.core.errors import PolicyErrors
+    from orchestrator.core.policy_file import read_policy
+    from orchestrator.surface.cli.terminal import print_json
+    from policies import load_presets
+
+    known = load_presets()
+    above = under or GLOBAL.settings().policy.organisation_file
+    try:
+        org = None
+        if above is not None and not organisation:
+            org = read_policy(_read(above), source=str(above), presets=known, scope="org")
+        own = read_policy(_read(file), source=str(file), presets=known, scope="org" if organisation else "repo")
+        if organisation:
+            effective = effective_policy(msgspec.structs.replace(own, repository_file="optional"), None, known.builtin)
+        else:
+            effective = effective_policy(org, own, known.builtin)
+    except PolicyErrors as error:
+        if not as_json:
+            raise
+        print_json({"ok": False, "errors": error.as_list(), "warnings": []})
+        raise typer.Exit(error.exit_status) from None
+    if as_json:
+        print_json(
+            {"ok": True, "errors": [], "warnings": own.warnings, "digest": effective.digest, "policy": effective}
+        )
+        return
+    _show_policy(effective, own.warnings)
+
+
+def _show_policy(policy: Policy, warnings: Sequence[str]) -> None:
+    from orchestrator.surface.cli.terminal import clean, print_table
+
+    for warning in warnings:
+        typer.echo(f"warning: {clean(warning)}", err=True)
+    rows = (
+        (rule.action, rule.host or rule.cidr, ", ".join(map(str, rule.ports)), rule.id, rule.origin)
+        for rule in policy.rules
+    )
+    print_table(("action", "to", "ports", "rule", "written in"), rows)
+    typer.echo(f"\nmode {policy.mode}, profile {policy.profile}, {policy.digest}")
+
+
+def _no_preset(name: str, known: Sequence[str]) -> UserError:
+    from orchestrator.core.errors import UserError
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return UserError(
+        f"no preset is called {name!r}",
+        code="preset-unknown",
+        remedy=f"Did you mean {near[0]!r}?" if near else "`ironcd egress presets` lists them.",
+    )
 
 
 def _read(file: Path) -> bytes:

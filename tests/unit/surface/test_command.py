@@ -82,3 +82,51 @@ def test_inspect_gives_a_reason_for_what_is_no_hello(monkeypatch, capsys, tmp_pa
     answer = json.loads(capsys.readouterr().out)
     assert answer["name"] is None
     assert answer["reason"]
+
+
+def test_presets_are_listed_and_one_is_shown_by_any_of_its_names(monkeypatch, capsys):
+    assert run(monkeypatch, "egress", "presets", "--json") == 0
+    names = {preset["name"] for preset in json.loads(capsys.readouterr().out)}
+    assert {"github", "node", "pypi", "apt"} <= names
+    assert run(monkeypatch, "egress", "presets", "nodejs") == 0
+    assert "nodejs.org" in capsys.readouterr().out
+
+
+def test_an_unknown_preset_has_a_nearest(monkeypatch, capsys):
+    assert run(monkeypatch, "egress", "presets", "pipy") == 2
+    assert "Did you mean 'pypi'?" in capsys.readouterr().err
+
+
+def test_a_good_policy_shows_its_rules_and_where_they_are_written(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "policy.yml"
+    file.write_text("mode: warn\nallow:\n  - host: api.example.com\n")
+    assert run(monkeypatch, "egress", "check", str(file)) == 0
+    out = capsys.readouterr().out
+    assert "api.example.com" in out
+    assert f"{file}:3" in out
+    assert "mode warn" in out
+
+
+def test_a_bad_policy_is_refused_with_every_place(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "policy.yml"
+    file.write_text("mode: enforced\nallow:\n  - hosts: a.b\n")
+    assert run(monkeypatch, "egress", "check", str(file)) == 2
+    err = capsys.readouterr().err
+    assert f"{file}:1:7" in err
+    assert f"{file}:3:5" in err
+    assert run(monkeypatch, "egress", "check", str(file), "--json") == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ok"], len(answer["errors"])) == (False, 2)
+
+
+def test_a_repository_may_not_go_beyond_its_organisation(monkeypatch, capsys, tmp_path):
+    (tmp_path / "org.yml").write_text("mode: enforce\nallow:\n  - host: api.example.com\n")
+    (tmp_path / "repo.yml").write_text("mode: enforce\nallow:\n  - host: other.example.com\n")
+    argv = ("egress", "check", str(tmp_path / "repo.yml"), "--under", str(tmp_path / "org.yml"))
+    assert run(monkeypatch, *argv) == 2
+    assert "other.example.com" in capsys.readouterr().err
+
+
+def test_an_image_is_not_built_without_a_pinned_runner(monkeypatch, capsys):
+    assert run(monkeypatch, "image", "build", "--runner-version", "2.336.0") == 2
+    assert "--runner-sha256" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""The doctor: every check has its say, and none can keep another from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.core.errors import ConfigurationError
+from orchestrator.surface import doctor
+from orchestrator.surface.doctor import Finding, examine
+from orchestrator.surface.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    files = {"private_key_file": secret, "webhook_secret_files": [secret]}
+    host = {"name": "h", "token_file": str(secret), "state_dir": str(tmp_path / "a" / "b"), "cache_dir": str(tmp_path)}
+    return Settings(github=files, control={"admin_token_file": secret}, host=host)
+
+
+def test_a_check_that_raises_has_failed_in_its_own_words(monkeypatch, settings):
+    def broken(_settings):
+        raise ConfigurationError("it broke", code="c", remedy="mend it")
+
+    def worse(_settings):
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(doctor, "CHECKS", {"broken": broken, "worse": worse, "well": lambda _s: ("ok", "fine", "")})
+    first, second, third = examine(settings)
+    assert first == Finding("broken", "fail", "it broke", "mend it")
+    assert (second.state, second.found) == ("fail", "RuntimeError: unforeseen")
+    assert third == Finding("well", "ok", "fine")
+
+
+def test_missing_programs_are_named(monkeypatch, settings):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None if name == "virsh" else f"/bin/{name}")
+    state, found, remedy = doctor.CHECKS["programs"](settings)
+    assert (state, found) == ("fail", "not found: virsh")
+    assert "make setup" in remedy
+
+
+def test_secrets_must_be_there_and_be_nobody_elses(settings):
+    assert doctor.CHECKS["secrets"](settings)[0] == "ok"
+    settings.github.private_key_file.chmod(0o644)
+    assert doctor.CHECKS["secrets"](settings)[0] == "warn"
+    settings.github.private_key_file.unlink()
+    assert doctor.CHECKS["secrets"](settings)[0] == "fail"
+
+
+def test_room_is_looked_for_where_the_folder_will_be(monkeypatch, settings):
+    sizes = iter([(0, 0, 50 << 30), (0, 0, 10 << 30), (0, 0, 1 << 30)])
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": next(sizes)[2]}))
+    assert [doctor.CHECKS["disk"](settings)[0] for _ in range(3)] == ["ok", "warn", "fail"]
+
+
+def test_an_image_that_a_class_asks_for_must_be_there(settings):
+    state, found, remedy = doctor.CHECKS["image"](settings)
+    assert (state, found) == ("fail", "missing: default")
+    assert "image build" in remedy
