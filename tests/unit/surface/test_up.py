@@ -26,7 +26,7 @@ def test_our_redis_loses_no_write_and_asks_nobody_in(settings):
 
 def test_a_redis_on_loopback_binds_to_nothing_else():
     argv = redis_argv(Settings(redis={"url": "redis://127.0.0.1:6400/0"}))
-    assert ("--bind", "127.0.0.1") == (argv[1], argv[2])
+    assert (argv[1], argv[2]) == ("--bind", "127.0.0.1")
     assert "6400" in argv
 
 
