@@ -141,7 +141,7 @@ def _show_policy(policy: Policy, warnings: Sequence[str]) -> None:
 def _no_preset(name: str, known: Sequence[str]) -> UserError:
     from orchestrator.core.errors import UserError
 
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1)
     return UserError(
         f"no preset is called {name!r}",
         code="preset-unknown",

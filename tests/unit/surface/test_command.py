@@ -93,7 +93,7 @@ def test_presets_are_listed_and_one_is_shown_by_any_of_its_names(monkeypatch, ca
 
 
 def test_an_unknown_preset_has_a_nearest(monkeypatch, capsys):
-    assert run(monkeypatch, "egress", "presets", "pipy") == 2
+    assert run(monkeypatch, "egress", "presets", "pypy") == 2
     assert "Did you mean 'pypi'?" in capsys.readouterr().err
 
 
