@@ -74,7 +74,11 @@ class Stack:
         return self.supervisor.pids
 
     def start(self, *, on_ready: Callable[[str, float], None] | None = None) -> None:
-        """Write the handed-over settings and start all, each once the one before it serves."""
+        """Write the handed-over settings and start all, each once the one before it serves.
+
+        Raises ConfigurationError where a secret is missing, before anything is started.
+        """
+        self._require_secrets()
         write_atomic(self.run_dir / "host.json", msgspec.json.format(msgspec.json.encode(self.host), indent=2))
         control = msgspec.json.encode(self.settings.control_settings())
         write_atomic(self.run_dir / "control.json", msgspec.json.format(control, indent=2))
@@ -89,6 +93,19 @@ class Stack:
 
     def wait_ready(self, name: str, within_s: float = 30.0) -> None:
         self.supervisor.wait_ready(name, within_s)
+
+    def _require_secrets(self) -> None:
+        github, control = self.settings.github, self.settings.control
+        wanted: dict[str, Path] = {}
+        if "control" in self._chosen:
+            wanted |= {"control.admin_token_file": control.admin_token_file}
+            wanted |= {f"control.host_token_files.{name}": path for name, path in control.host_token_files.items()}
+        if "worker" in self._chosen:
+            wanted |= {"github.private_key_file": github.private_key_file}
+        if "agent" in self._chosen or ("control" in self._chosen and not control.host_token_files):
+            wanted |= {"host.token_file": Path(self.host.token_file)}
+        for key, path in wanted.items():
+            read_secret(path, key)
 
     def _make_folders(self, log_dir: Path | None) -> None:
         for folder in (self.run_dir, Path(self.host.state_dir), self.settings.control.state_dir):

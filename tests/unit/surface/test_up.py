@@ -54,6 +54,15 @@ def test_an_unknown_process_is_refused(settings):
         Stack(settings, only=("agnet",))
 
 
+def test_a_missing_secret_is_told_before_anything_starts(settings, tmp_path):
+    token = tmp_path / "no-such-token"
+    control = settings.control.model_copy(update={"admin_token_file": token})
+    stack = Stack(settings.model_copy(update={"control": control}))
+    with pytest.raises(ConfigurationError, match=r"control\.admin_token_file"):
+        stack.start()
+    assert stack.pids == {}
+
+
 def test_agent_and_gateway_are_told_nothing_of_redis_or_github(settings):
     children = Stack(settings).supervisor.children
     for name in ("agent", "gateway"):
