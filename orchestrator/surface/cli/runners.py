@@ -33,7 +33,7 @@ def list_runners(
     columns = ("runner", "phase", "#for", "class", "host", "repository", "job", "why")
     rows = (
         (r["id"], r["phase"], seconds(now - r["since"]), r["machine"]["name"], r.get("host", ""), r["repo"])
-        + (r.get("job_id", ""), r.get("reason", ""))
+        + (r.get("job_id") or "", r.get("reason", ""))
         for r in runners
     )
     print_table(columns, rows)

@@ -10,7 +10,7 @@ from orchestrator.surface.timeline import MILESTONES, milestones_of, timeline
 def test_a_phase_is_the_time_between_two_milestones():
     spans = timeline({"queued": 100.0, "WANTED": 100.5, "domain_started": 103.0})
     assert [(span.duration_s, span.since_start_s) for span in spans] == [(0.0, 0.0), (0.5, 0.5), (2.5, 3.0)]
-    assert spans[-1].phase == "VM started by libvirt"
+    assert spans[-1].phase == "VM made by libvirt, paused"
 
 
 def test_phases_come_in_the_order_of_time_and_then_of_life():
