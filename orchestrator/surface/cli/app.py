@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.surface.cli import audit, demo, egress, hosts, image, jobs, runners, service
+from orchestrator.surface.cli import audit, demo, egress, egress_rules, hosts, image, jobs, runners, service
 from orchestrator.surface.cli.options import GLOBAL
 
 app = typer.Typer(
@@ -62,5 +62,6 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(runners.app, name="runners")
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(audit.app, name="audit")
+egress_rules.register(egress.app)
 app.add_typer(egress.app, name="egress")
 app.add_typer(image.app, name="image")

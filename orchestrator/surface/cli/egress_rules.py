@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.surface.egress.organisation import Changed, OrganisationFile
 
 
-class ModeWord(str, Enum):
+class ModeWord(StrEnum):
     warn = "warn"
     enforce = "enforce"
 
@@ -101,9 +101,7 @@ def add(
     preset: Annotated[str, typer.Option(help="Preset, as in `ironcd egress presets`.")] = "",
     port: Annotated[list[int] | None, typer.Option(help="Port of --cidr; may be repeated. Default: 443.")] = None,
     comment: Annotated[str, typer.Option(help="Why it is there; kept with the rule.")] = "",
-    deny: Annotated[
-        bool, typer.Option("--deny", help="Block it, whatever any list allows.")
-    ] = False,
+    deny: Annotated[bool, typer.Option("--deny", help="Block it, whatever any list allows.")] = False,
     expect: Annotated[
         bool, typer.Option("--expect", help="Mark its blocks as known and harmless; it stays blocked.")
     ] = False,

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import msgspec
 
-from orchestrator.core.effective import effective_policy
+from orchestrator.core.effective import effective_policy, run_tests
 from orchestrator.core.errors import ConfigurationError, OperationalError, PolicyErrors, UserError
 from orchestrator.core.policy import Action, Mode, Policy
 from orchestrator.core.policy_document import Entry, PolicyFile
@@ -56,8 +56,7 @@ class OrganisationFile:
 
     def policy(self) -> Policy:
         """Its rules as they hold for a repository without a file of its own, with the built-in ones."""
-        file = msgspec.structs.replace(self.read(), repository_file="optional")
-        return effective_policy(file, None, self._presets.builtin)
+        return self._made(self.read())
 
     def set_mode(self, mode: Mode) -> Changed:
         with self._locked():
@@ -74,7 +73,7 @@ class OrganisationFile:
             text = self._text()
             before = self._parsed(text)
             known = {found.number: _subject(found) for found in entries_of(before)}
-            after = self._parsed(self._edited(text, lambda was: with_entry(was, entry)))
+            after = self._parsed(self._edited(text, lambda was: with_entry(was, entry), before))
             new = [found for found in entries_of(after) if _subject(found) not in known.values()]
             if not new:
                 return Changed(False, before, _same(before, after, entry))
@@ -119,18 +118,34 @@ class OrganisationFile:
     def _parsed(self, text: str) -> PolicyFile:
         return read_policy(text, source=self.path.name, presets=self._presets, scope="org")
 
-    def _edited(self, text: str, edit: Callable[[str], str]) -> str:
-        """The edited text, if it is accepted.  Raises UserError."""
-        after = edit(text)
+    def _made(self, file: PolicyFile) -> Policy:
+        """Without the file's tests, which `_edited` sees to: some need what only the image adds."""
+        alone = msgspec.structs.replace(file, repository_file="optional", tests=())
+        return effective_policy(alone, None, self._presets.builtin)
+
+    def _edited(self, text: str, edit: Callable[[str], str], before: PolicyFile) -> str:
+        """The edited text, if it is accepted and no test of the file fails that held before.  Raises UserError."""
+        made = edit(text)
         try:
-            self._parsed(after)
+            after = self._parsed(made)
         except PolicyErrors as error:
-            raise UserError(
-                f"{self.path} is left as it was, for this would not be accepted:\n{error.message}",
-                code="policy-invalid",
-                remedy=error.remedy,
-            ) from error
-        return after
+            raise self._not_accepted(error.message, error.remedy) from error
+        failed = self._failing(before)
+        for test, decision in run_tests(self._made(after), after.tests):
+            if (test.expect, test.host, test.address, test.port) not in failed:
+                what = f"{test.host or test.address} on port {test.port} would be {decision.verdict}"
+                message = f"a test doesn't hold: {what}, and line {test.line} expects: {test.expect}"
+                raise self._not_accepted(message, "Change or remove the test first.")
+        return made
+
+    def _failing(self, file: PolicyFile) -> set[tuple[str, str, str, int]]:
+        return {
+            (test.expect, test.host, test.address, test.port) for test, _ in run_tests(self._made(file), file.tests)
+        }
+
+    def _not_accepted(self, why: str, remedy: str) -> UserError:
+        message = f"{self.path} is left as it was, for this would not be accepted:\n{why}"
+        return UserError(message, code="policy-invalid", remedy=remedy)
 
     def _replace(
         self,
@@ -142,7 +157,7 @@ class OrganisationFile:
         removed: int = 0,
         mode: Mode | None = None,
     ) -> PolicyFile:
-        made = self._edited(text, edit)
+        made = self._edited(text, edit, before)
         after = self._parsed(made)
         changed_as_meant(before, after, added=added, removed=removed, mode=mode)
         stat = self.path.stat()
