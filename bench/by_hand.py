@@ -13,7 +13,7 @@ import pycdlib
 from orchestrator.host.ruleset import GUEST_MAC
 from orchestrator.surface.demo.image import NAME
 from orchestrator.surface.demo.lab import CACHE
-from orchestrator.surface.demo.run import CLASS
+from orchestrator.surface.demo.scenario import CLASS
 from orchestrator.system.process import environment, run
 
 MARKER = "bench: cloud-init is done"
