@@ -87,6 +87,16 @@ def make_folders(paths: HostPaths) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for folder in (paths.records, paths.links, paths.consoles):
         os.chmod(folder, _PRIVATE)
+    _clear_half_written(paths)
     for folder in (paths.disks.parent, paths.channels.parent, paths.cache, paths.images):
         mode = folder.stat().st_mode & 0o7777
         os.chmod(folder, mode | 0o111)  # noqa: S103 - to pass, not to list or read
+
+
+def _clear_half_written(paths: HostPaths) -> None:
+    """Delete what an agent that was killed in the middle of `write_atomic` left: only the agent writes these."""
+    ours = [*paths.records.glob(".ironcd-*.json.*"), *paths.links.glob(".ic*.json.*")]
+    for file in (paths.desired, paths.shipped):
+        ours += file.parent.glob(f".{file.name}.*")
+    for path in ours:
+        path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -97,7 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(204 if desired is None else 200, b"" if desired is None else msgspec.json.encode(desired))
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # the agent was killed in the middle of it
+            self.close_connection = True
+            return
         if not self._welcome():
             return
         if self.path == "/host/v1/observed":
@@ -118,6 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _answer(self, status: int, body: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # the agent was killed while it waited
+            self._send(status, body)
+
+    def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
