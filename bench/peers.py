@@ -41,11 +41,12 @@ def running(
         end(process)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes], *, patience_s: float = 10) -> None:
+    """SIGTERM, and SIGKILL to what is still there after ``patience_s``."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(patience_s)
     if process.poll() is None:
         process.kill()
     process.wait()

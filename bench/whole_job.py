@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bench.by_hand import boot_by_hand
 from bench.machine import scratch
+from bench.peers import end
 from bench.rows import Bench, Figure, Row, row
 from orchestrator.surface.timeline import MILESTONES
 from orchestrator.system.process import environment
@@ -37,7 +38,7 @@ def measure(console: Console) -> Iterable[Row]:
         by_hand = boot_by_hand(folder, accelerator=run["accelerator"])
     accelerated = f"accelerator {run['accelerator']}"
     to_step = between(run["timeline"], MILESTONES[0][0], "steps_released")
-    to_proof = between(run["timeline"], "delivery_completed", "GONE")
+    to_proof = between(run["timeline"], "JobCompleted", "GONE")
     yield row(
         TO_FIRST_STEP,
         to_step,
@@ -58,15 +59,11 @@ def demo(folder: Path) -> dict[str, Any]:
     argv = [sys.executable, "-m", "orchestrator.surface", "demo", "--jobs", "1", "--output", str(output)]
     began = time.monotonic()
     with log.open("wb") as file:
-        status = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=environment(),
-            timeout=DEMO_WITHIN_S,
-            check=False,
-        ).returncode
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment())
+        try:
+            status = process.wait(DEMO_WITHIN_S)
+        finally:
+            end(process, patience_s=90)  # it takes its machines and namespaces away when it is told to end
     if status != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise RuntimeError(f"the demo ended with status {status} after {time.monotonic() - began:.0f} s:\n{tail}")
