@@ -22,6 +22,7 @@ import structlog
 
 from orchestrator.audit import days as day_files
 from orchestrator.audit.checkpoints import Checkpoints
+from orchestrator.audit.engine import Engine
 from orchestrator.audit.streams import BadBatch, stream_for, streams
 from orchestrator.core.flow import Event
 from orchestrator.core.wire import LedgerAck, LedgerBatch
@@ -61,6 +62,8 @@ class Ledger:
         self._locks: dict[str, asyncio.Lock] = {}
         self._head = msgspec.json.Decoder(_Head)
         self._news = asyncio.Condition()
+        self.engine = Engine(folder)
+        """Searches the days that are sealed."""
         self.received = 0
         """Events filed by this process."""
 

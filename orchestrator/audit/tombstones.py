@@ -7,8 +7,6 @@ checkpoint was signed, so every checkpoint can still be held against the tree.  
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from orchestrator.core.merkle import Frontier, cover, widths
@@ -30,11 +28,32 @@ class Tombstone(msgspec.Struct, frozen=True):
     gone: Gone
 
 
-def bury(first: int, leaves: Sequence[bytes], ts: float) -> Tombstone:
-    """For the records from ``first`` on, by their leaf hashes."""
-    last = first + len(leaves) - 1
-    nodes = tuple(root.hex() for root in cover(first - 1, leaves))
-    return Tombstone(last, ts, Gone(first, last, nodes, leaves[-1].hex()))
+class Grave:
+    """Gathers a run of records that go, from number ``first`` on."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self.last = first - 1
+        self._parts: list[tuple[int, bytes]] = []
+        self._ts = 0.0
+        self._leaf = ""
+
+    def take(self, leaf: bytes, ts: float) -> None:
+        """A record, by its leaf hash."""
+        self._parts.append((1, leaf))
+        self._ts, self._leaf = max(self._ts, ts), leaf.hex()
+        self.last += 1
+
+    def take_over(self, stone: Tombstone) -> None:
+        """Records that went earlier."""
+        gone = stone.gone
+        spans = widths(gone.first - 1, gone.last - gone.first + 1)
+        self._parts += [(width, bytes.fromhex(node)) for width, node in zip(spans, gone.nodes, strict=True)]
+        self._ts, self._leaf, self.last = max(self._ts, stone.ts), gone.leaf, gone.last
+
+    def close(self) -> Tombstone:
+        nodes = tuple(root.hex() for root in cover(self._first - 1, self._parts))
+        return Tombstone(self.last, self._ts, Gone(self._first, self.last, nodes, self._leaf))
 
 
 def stand_in(tree: Frontier, gone: Gone) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from orchestrator.audit import checkpoints as kept_checkpoints
 from orchestrator.audit import days
+from orchestrator.audit.engine import Engine
 from orchestrator.audit.findings import Finding, Report
 from orchestrator.audit.ledger import gaps_of
 from orchestrator.audit.notes import BadNote, Key, Note, parse_key, parse_note, verify
@@ -50,15 +51,15 @@ class Ask(msgspec.Struct, frozen=True):
     """Files of checkpoints that were kept elsewhere, in the form of ``checkpoints.jsonl``."""
 
 
-def verify_all(folder: Path, ask: Ask, *, host: str = "") -> list[Report]:
+def verify_all(folder: Path, ask: Ask, *, host: str = "", engine: Engine | None = None) -> list[Report]:
     """A report for each ledger in ``folder``, which is the control plane's record, or one host's own ledger."""
     if days.days(folder):
         return [verify_ledger(folder, ask)]
-    return [verify_ledger(folder / name, ask) for name in streams(folder, host)]
+    return [verify_ledger(folder / name, ask, engine) for name in streams(folder, host)]
 
 
-def verify_ledger(folder: Path, ask: Ask) -> Report:
-    """The report of the ledger in ``folder``."""
+def verify_ledger(folder: Path, ask: Ask, engine: Engine | None = None) -> Report:
+    """The report of the ledger in ``folder``.  With an engine its files are held against the lines too."""
     known = about(folder)
     key = known.key or _own_key(folder)
     host = host_of(folder.name) if known.key or not key else key.partition("+")[0].removeprefix("ironcd/")
@@ -71,7 +72,26 @@ def verify_ledger(folder: Path, ask: Ask) -> Report:
     _judge_key(report, signed, ask)
     walk = _walk(folder, read, start, signed, cutoff=ask.cutoff, report=report)
     _judge_end(walk, signed, report)
+    if engine is not None:
+        _judge_index(folder, read, engine, report)
     return report
+
+
+def _judge_index(folder: Path, read: Iterable[str], engine: Engine, report: Report) -> None:
+    """Searching must not say another thing than the lines that were verified."""
+    import duckdb
+
+    for day in read:
+        sealed, parquet = days.sealed_file(folder, day), days.parquet_file(folder, day)
+        if not (sealed.exists() and parquet.exists()):
+            continue
+        try:
+            agrees = engine.agrees(sealed, parquet)
+        except duckdb.Error:
+            agrees = False
+        if not agrees:
+            text = "the search engine's file isn't what the lines say; remove it, and it is made again"
+            report.findings.append(Finding("index", text, str(parquet)))
 
 
 def _walk(

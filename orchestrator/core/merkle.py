@@ -80,17 +80,24 @@ def widths(first: int, count: int) -> Iterator[int]:
         count -= width
 
 
-def cover(first: int, leaves: Sequence[bytes]) -> list[bytes]:
-    """The roots of these subtrees: what is left of ``leaves`` that were deleted, so that every later root can be computed."""
-    roots = []
-    at = 0
-    for width in widths(first, len(leaves)):
-        tree = Frontier()
-        for leaf in leaves[at : at + width]:
-            tree.append(leaf)
-        roots.append(tree.root())
-        at += width
-    return roots
+def cover(first: int, parts: Iterable[tuple[int, bytes]]) -> list[bytes]:
+    """The roots of these subtrees: what is left of leaves that were deleted, so that every later root can be computed.
+
+    ``parts`` are the leaves behind the ``first`` ones, each a width and a root: 1 and its hash for a leaf, or what an
+    earlier cover left.
+    """
+    made: list[tuple[int, int, bytes]] = []
+    for width, root in parts:
+        made.append((first, width, root))
+        first += width
+        while len(made) > 1 and _are_siblings(made[-2], made[-1]):
+            (start, half, left), (_, _, right) = made[-2:]
+            made[-2:] = [(start, 2 * half, node_hash(left, right))]
+    return [root for _, _, root in made]
+
+
+def _are_siblings(left: tuple[int, int, bytes], right: tuple[int, int, bytes]) -> bool:
+    return left[1] == right[1] and left[0] % (2 * left[1]) == 0
 
 
 def root_of(lines: Iterable[bytes]) -> bytes:

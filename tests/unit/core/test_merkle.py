@@ -67,7 +67,7 @@ def test_a_cover_stands_for_the_leaves_that_are_gone() -> None:
             for leaf in leaves[:first]:
                 thinned.append(leaf)
             gone = leaves[first:last]
-            for width, root in zip(widths(first, len(gone)), cover(first, gone), strict=True):
+            for width, root in zip(widths(first, len(gone)), cover(first, [(1, leaf) for leaf in gone]), strict=True):
                 thinned.append_subtree(root, width)
             for leaf in leaves[last:]:
                 thinned.append(leaf)
@@ -82,3 +82,18 @@ def test_a_subtree_begins_only_where_it_is_aligned() -> None:
     for width in (0, 2, 3):
         with pytest.raises(ValueError, match="no perfect subtree"):
             tree.append_subtree(bytes(32), width)
+
+
+def test_covers_of_neighbours_become_the_cover_of_both() -> None:
+    leaves = [leaf_hash(b"%d" % number) for number in range(40)]
+    for first in range(6):
+        for middle in range(first, 40):
+            left = list(
+                zip(
+                    widths(first, middle - first),
+                    cover(first, [(1, leaf) for leaf in leaves[first:middle]]),
+                    strict=True,
+                )
+            )
+            right = [(1, leaf) for leaf in leaves[middle:]]
+            assert cover(first, left + right) == cover(first, [(1, leaf) for leaf in leaves[first:]])
