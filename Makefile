@@ -34,4 +34,4 @@ security: setup  ## the attacks on the egress wall
 	@$(BIN)/pytest tests/security
 
 clean:  ## what was built here; not the image cache
-	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache tests/node/node_modules
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
