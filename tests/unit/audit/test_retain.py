@@ -10,8 +10,8 @@ import pytest
 from orchestrator.audit import Ledger, Query, days, retain
 from orchestrator.audit.engine import Engine
 from orchestrator.audit.retain import add_hold, load_holds, remove_hold
-from orchestrator.audit.search import find
 from orchestrator.audit.seal import seal_all
+from orchestrator.audit.search import find
 from orchestrator.audit.verify import Ask, verify_all
 from orchestrator.core.errors import OperationalError, UserError
 from orchestrator.core.retention import DAY_S, Hold, Keep, Retention

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from orchestrator.audit import Ledger, Query, days, seal
 from orchestrator.audit.engine import Engine
-from orchestrator.audit.search import find
 from orchestrator.audit.seal import alone, seal_all, seal_day
+from orchestrator.audit.search import find
 from orchestrator.audit.verify import Ask, verify_all
 from orchestrator.core.errors import OperationalError
 from orchestrator.core.flow import Event, Identity
@@ -151,7 +151,7 @@ def test_the_engine_reads_the_record_and_nothing_else(made: Made, engine: Engine
 
     outside = tmp_path.parent / "outside.jsonl"
     outside.write_bytes(b'{"event":"open"}\n')
-    with pytest.raises(duckdb.Error, match="disabled|not allowed|[Pp]ermission"):
+    with pytest.raises(duckdb.Error, match=r"disabled|not allowed|[Pp]ermission"):
         engine.select([], [outside], [], [], 1)
 
 
