@@ -19,19 +19,18 @@ import msgspec
 import structlog
 
 from orchestrator.core.errors import HostError, IronCDError
-from orchestrator.core.link import Link
 from orchestrator.core.machine import Capacity, MachineClass
 from orchestrator.core.names import names_of, ulid_of
 from orchestrator.core.wire import Desired, DesiredRunner, Failure, GuestClaim, Observed
 from orchestrator.host import console, guest, sweep
 from orchestrator.host.accelerator import Choice, device_problem
+from orchestrator.host.adopt import adopt
 from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import Situation, Step, next_step
 from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import find_image, list_images
-from orchestrator.host.parts import Parts, Runner, link_of, rules_of, without_secret
+from orchestrator.host.parts import Parts, Runner, without_secret
 from orchestrator.host.record import Record
-from orchestrator.host.slots import slot_at
 from orchestrator.host.steps import bound_order, carry_out, fail
 from orchestrator.host.watch import Watch, wall_broken
 from orchestrator.system.files import write_atomic
@@ -398,58 +397,13 @@ class Agent:
             return False
         try:
             self.parts.hypervisor.on_end(self.vm_ended)
-            self._adopt()
+            adopt(self.parts, self._runners, self._wishes, self.vm_ended)
         except HostError as error:
             self._adopt_at = now + 1.0
             self.problem(Failure(error.code, error.message, error.remedy))
             return False
         self._adopted = True
         return True
-
-    def _adopt(self) -> None:
-        parts = self.parts
-        states = {domain.ulid: domain.state for domain in parts.hypervisor.ours()}
-        taps = parts.wires.in_namespace()
-        kept: dict[str, Link] = {}
-        for runner in self._runners.values():
-            record = runner.record
-            if record.vm == "running" and record.id in states:
-                link = self._link_on_file(runner)
-                if link is not None and link.tap in taps:
-                    kept[record.id] = link
-                else:
-                    fail(parts, runner, Failure("link-lost", "the VM's link was gone when the agent started again"))
-            elif record.vm == "running":
-                self.vm_ended(runner.names.domain, "gone while the agent was away")
-        parts.wall.ensure_base([rules_of(link) for link in kept.values()])
-        for ulid, link in kept.items():
-            log.info("vm_adopted", runner=ulid)
-            runner = self._runners[ulid]
-            parts.wires.up(link.tap, slot_at(parts.settings.links_range, runner.record.slot))
-            if states[ulid] == "paused":  # killed between the record and the call
-                parts.talk.ensure(ulid, runner.paths(parts).channel)
-                parts.hypervisor.resume(runner.names.domain)
-        for runner in self._runners.values():
-            if runner.record.vm == "making":
-                self._unmake(runner)
-
-    def _unmake(self, runner: Runner) -> None:
-        """It never ran: clear it away, so that it can be made from the beginning."""
-        record = runner.record
-        carry_out(self.parts, runner, None, Step("end", "the agent restarted while it was being made"))
-        if record.is_proved_gone:
-            with runner.lock:
-                runner.record = Record(id=record.id, machine=record.machine)
-                self.parts.records.save(runner.record)
-
-    def _link_on_file(self, runner: Runner) -> Link | None:
-        try:
-            return msgspec.json.decode(runner.paths(self.parts).link.read_bytes(), type=Link)
-        except (OSError, msgspec.MsgspecError):
-            want = self._wishes.get(runner.record.id)
-            if want is None or runner.record.slot < 0:
-                return None
-            return link_of(want, slot_at(self.parts.settings.links_range, runner.record.slot))
 
 
 def _situation(runner: Runner | None, missing_s: float) -> Situation:

@@ -137,6 +137,7 @@ class Machine:
 
     def running(self, wanted: DesiredRunner) -> None:
         self.plane.wish(wanted)
+        self.plane.until(lambda: f'"runner": "{wanted.id}", "took"' in self.log.read_text())
         self.plane.until(lambda: self.plane.seen(wanted.id) and self.plane.seen(wanted.id).vm == "running")
 
     def proved(self, ulid: str) -> bool:
