@@ -1,7 +1,7 @@
 """The gateway: accepts what the kernel redirected to it, does what `Connection` says, and keeps account of every flow.
 
-- The record comes first: the ``open`` event is safely on disk before a byte of the client's is sent upstream.  Where the
-  ledger is full, nothing new passes (unless the host's settings say otherwise).
+- The record comes first: the ``open`` event is in the kernel's hands, and so outlives the gateway, before anything is sent
+  upstream.  Where the ledger is full, nothing new passes (unless the host's settings say otherwise).
 - A block is a reset, at once: tools fail fast, and a sinkhole's answer would look like success.
 - What one VM may have open is bounded (`orchestrator.core.link.Limits`), so it can't slow the others down.
 """
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 from collections.abc import Iterable
@@ -70,8 +71,8 @@ class Gateway:
     async def drop(self, state: LinkState, reason: str) -> int:
         """End every flow of a link; how many there were.  Returns when none is left and all of it is on record."""
         count = await self._end(set(state.flows), reason)
-        if count:
-            await self._settle()
+        with contextlib.suppress(LedgerFull):  # the link must go all the same; its last lines wait in memory
+            await self._recorder.ledger.durable()
         return count
 
     async def reevaluate(self, state: LinkState) -> int:
@@ -126,8 +127,6 @@ class Gateway:
             reason = await self._serve(flow)
         except asyncio.CancelledError:
             reason = flow.ending or "gateway_stopped"
-        except LedgerFull:
-            reason = "ledger_full"
         except OSError as error:
             reason = "no_room" if error.errno in NO_ROOM else f"error_{error.errno}"
         finally:
@@ -176,7 +175,7 @@ class Gateway:
     async def _dial(self, flow: LiveFlow, dial: Dial) -> str:
         flow.resolved = dial.addresses[0]
         flow.record_open()
-        if self._recorder.ledger.full and self._options.block_when_ledger_full:
+        if not self._on_record():
             return "ledger_full"
         try:
             upstream, flow.resolved = await sockets.dial(dial.addresses, dial.port)
@@ -194,12 +193,10 @@ class Gateway:
 
     async def _join(self, flow: LiveFlow, upstream: socket.socket, head: bytes) -> str:
         """Send the head and move bytes until the end, so long as the policy lets it; why it ended."""
-        await self._settle()
         if not self._still_passes(flow):
             return "policy"
         if head:
             await self._loop.sock_sendall(upstream, head)
-        sockets.tune(flow.client)
         relay = Relay(flow.client, upstream, pipes=self._pipes, loop=self._loop, sent_up=len(head))
         if not self._still_passes(flow):
             return "policy"
@@ -214,13 +211,13 @@ class Gateway:
         """Judge by the policy as it is now: it may have changed while we waited."""
         return flow.connection.judge_live(flow.resolved).passes
 
-    async def _settle(self) -> None:
-        """Wait until everything recorded so far is on disk."""
+    def _on_record(self) -> bool:
+        """True once everything recorded so far outlives this process; False where that stops the flow."""
         try:
-            await self._recorder.ledger.durable()
+            self._recorder.ledger.flush()
         except LedgerFull:
-            if self._options.block_when_ledger_full:
-                raise
+            return not self._options.block_when_ledger_full
+        return True
 
     async def _end(self, flows: set[LiveFlow], reason: str) -> int:
         for flow in flows:

@@ -2,10 +2,11 @@
 
 - One writer.  A line gets its number, the hash of the line before it (``prev``) and its place in the Merkle tree when
   it is written, not when it is handed over: a write that fails leaves no gap.
-- `append` never waits.  Lines are written and flushed together, at most 50 ms later, or at once where somebody waits
-  with `durable` for the record of what is about to happen.
-- A full disk raises LedgerFull at whoever waits, and what was half written is cut off again.  Lines wait in memory, up to
-  a bound; what doesn't fit is counted and the count becomes a ``lost`` line as soon as there is room.
+- `append` never waits.  `flush` hands all that was appended to the kernel, at once: from there on it outlives this process,
+  however that ends.  Against a power cut lines are brought to the disk together, at most 50 ms later; `durable` waits for
+  that.  Nobody outside the host is told of a line before it is there.
+- A full disk raises LedgerFull, and what was half written is cut off again.  Lines wait in memory, up to a bound; what
+  doesn't fit is counted and the count becomes a ``lost`` line as soon as there is room.
 - After ``kill -9`` the next start cuts off a torn last line (nobody was told that it was safe) and goes on from the last
   whole one.  Lines that the ledger was sure of and that are gone leave a gap that a verifier sees, and a ``lost`` line.
 """
@@ -65,8 +66,6 @@ class Ledger:
         self._signer = signer
         self._clock = clock
         self._waiting: list[Event] = []
-        self._appended = 0
-        self._written = 0
         self._wake = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._stopping = asyncio.Event()
@@ -74,6 +73,7 @@ class Ledger:
         self._file = -1
         self._durable = _lock(folder / DURABLE)
         self._at = self._recover()
+        self._safe = self._at.frontier.size
         self._checkpointed = -1
 
     @property
@@ -87,15 +87,19 @@ class Ledger:
             self.lost += 1
             return
         self._waiting.append(event)
-        self._appended += 1
         if len(self._waiting) == 1 or len(self._waiting) >= COMMIT_LINES:
             self._wake.set()
 
-    async def durable(self) -> None:
-        """Return once everything appended so far is safely on disk.  Raises LedgerFull where it can't be put there."""
+    def flush(self) -> None:
+        """Hand everything appended so far to the kernel.  Raises LedgerFull where it doesn't take it."""
         if self.full:
             raise LedgerFull("no room at the last try")
-        if self._written == self._appended:
+        self._flush()
+
+    async def durable(self) -> None:
+        """Return once everything appended so far is safely on disk.  Raises LedgerFull where it can't be put there."""
+        self.flush()
+        if self._safe == self.seq:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
@@ -103,21 +107,21 @@ class Ledger:
         await future
 
     async def run(self) -> None:
-        """Write what is appended, until `stop`.  Never cancel it: a write that runs can't be called back."""
+        """Bring to the disk what is appended, until `stop`.  Never cancel it: what runs can't be called back."""
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             await self._wake.wait()
             self._wake.clear()
-            if not self._waiters and len(self._waiting) < COMMIT_LINES:
-                await self._pause()
-            batch, waiters = self._take()
+            await self._pause()
+            waiters, self._waiters = self._waiters, []
             try:
-                position = await loop.run_in_executor(self._pool, self._write, batch, self._at)
-            except OSError as error:
-                self._failed(batch, waiters, error)
+                self._flush()
+                await loop.run_in_executor(self._pool, self._sync, os.dup(self._file), self.seq)
+            except (OSError, LedgerFull) as error:
+                self._failed(waiters, error)
                 await asyncio.sleep(0 if self._stopping.is_set() else _RETRY_S)
             else:
-                self._done(batch, waiters, position)
+                self._done(waiters)
 
     def stop(self) -> None:
         """Make `run` return once what it is writing is written."""
@@ -135,17 +139,18 @@ class Ledger:
             pass
 
     def commit(self) -> None:
-        """Write what is appended, here and now.  Raises LedgerFull."""
-        batch, waiters = self._take()
-        try:
-            position = self._write(batch, self._at)
-        except OSError as error:
-            self._failed(batch, waiters, error)
-            raise LedgerFull(os.strerror(error.errno or 0)) from error
-        self._done(batch, waiters, position)
+        """Bring what is appended to the disk, here and now.  Raises LedgerFull."""
+        self._flush()
+        if self._file >= 0:
+            self._sync(os.dup(self._file), self.seq)
+        self._done([])
 
     def checkpoint(self) -> str | None:
-        """Sign where the ledger stands; None where nothing changed since the last time, or there is no key."""
+        """Sign where the ledger stands, once it is safely there; None where nothing changed, or there is no key.
+
+        Raises LedgerFull or OSError where it can't be written.
+        """
+        self.commit()
         if self._signer is None or self._checkpointed == self.seq:
             return None
         note = self._signer.note(self.seq, self._at.frontier.root())
@@ -172,34 +177,43 @@ class Ledger:
                 os.close(descriptor)
         self._file = self._durable = -1
 
-    def _take(self) -> tuple[list[Event], list[asyncio.Future[None]]]:
+    def _flush(self) -> None:
         if self.lost and len(self._waiting) < MAX_WAITING:
             self._waiting.append(self._lost_event(self.lost, "ledger_full"))
-            self._appended += 1
             self.lost = 0
         batch, self._waiting = self._waiting, []
-        waiters, self._waiters = self._waiters, []
-        return batch, waiters
+        try:
+            self._at = self._write(batch, self._at)
+        except OSError as error:
+            self._waiting = batch
+            self._failed([], error)
+            raise LedgerFull(os.strerror(error.errno or 0)) from error
 
-    def _done(self, batch: Sequence[Event], waiters: Sequence[asyncio.Future[None]], position: Position) -> None:
+    def _sync(self, descriptor: int, seq: int) -> None:
+        """Bring the lines up to number ``seq`` to the disk; in the ledger's thread."""
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.pwrite(self._durable, seq.to_bytes(8, "big"), 0)
+        self._safe = seq
+
+    def _done(self, waiters: Sequence[asyncio.Future[None]]) -> None:
         if self.full:
-            _log.warning("ledger_has_room_again", seq=position.frontier.size)
+            _log.warning("ledger_has_room_again", seq=self.seq)
         self.full = False
-        self._at = position
-        self._written += len(batch)
         for future in waiters:
             if not future.done():
                 future.set_result(None)
 
-    def _failed(self, batch: list[Event], waiters: Sequence[asyncio.Future[None]], error: OSError) -> None:
+    def _failed(self, waiters: Sequence[asyncio.Future[None]], error: Exception) -> None:
         if not self.full:
-            _log.error("ledger_full", error=str(error), waiting=len(batch))
+            _log.error("ledger_full", error=str(error), waiting=len(self._waiting))
         self.full = True
-        self._waiting = batch + self._waiting
         self._wake.set()
         for future in waiters:
             if not future.done():
-                future.set_exception(LedgerFull(os.strerror(error.errno or 0)))
+                future.set_exception(LedgerFull(str(error)))
 
     def _lost_event(self, count: int, reason: str) -> Event:
         return Event(
@@ -215,8 +229,8 @@ class Ledger:
         )
 
     def _write(self, batch: Sequence[Event], at: Position) -> Position:
-        """Put ``batch`` behind ``at`` and on disk; ``at`` itself is left as it is.  In the ledger's thread."""
-        if not batch:
+        """Write ``batch`` behind ``at``; ``at`` itself is left as it is."""
+        if not batch and self._file >= 0:
             return at
         new = at.copy()
         today = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d.jsonl")
@@ -232,16 +246,15 @@ class Ledger:
             chunk += b"\n"
         try:
             _write_all(self._file, chunk, new.offset)
-            os.fdatasync(self._file)
         except OSError:
             os.ftruncate(self._file, new.offset)
             raise
         new.offset += len(chunk)
-        os.pwrite(self._durable, new.frontier.size.to_bytes(8, "big"), 0)
         return new
 
     def _open(self, segment: str, position: Position) -> None:
         if self._file >= 0:
+            os.fdatasync(self._file)
             os.close(self._file)
             self._file = -1
         self._file = os.open(self.folder / segment, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -258,7 +271,7 @@ class Ledger:
             _log.error("ledger_lines_missing", count=missing, next_seq=at.frontier.size + 1)
             self.append(self._lost_event(missing, "ledger_damaged"))
         if at.segment:
-            _sync(self.folder / at.segment)
+            _sync_file(self.folder / at.segment)
         os.pwrite(self._durable, at.frontier.size.to_bytes(8, "big"), 0)
         return at
 
@@ -285,7 +298,7 @@ def _write_all(descriptor: int, data: bytearray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _sync(path: Path) -> None:
+def _sync_file(path: Path) -> None:
     """Lines that a killed process wrote may be in memory only: they count from here on."""
     if path.exists():
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

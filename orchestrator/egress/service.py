@@ -23,7 +23,7 @@ from orchestrator.egress import sockets
 from orchestrator.egress.checkpoint import load_signer
 from orchestrator.egress.control import Control
 from orchestrator.egress.gateway import Gateway, GatewayOptions
-from orchestrator.egress.ledger import Ledger
+from orchestrator.egress.ledger import Ledger, LedgerFull
 from orchestrator.egress.links import Links
 from orchestrator.egress.nflog import DropReader, open_nflog
 from orchestrator.egress.own_addresses import OwnAddresses
@@ -153,7 +153,7 @@ async def _tend(parts: _Parts, stop: asyncio.Event) -> None:
 def _checkpoint(ledger: Ledger) -> None:
     try:
         ledger.checkpoint()
-    except OSError as error:
+    except (OSError, LedgerFull) as error:
         _log.error("checkpoint_failed", error=str(error))
 
 

@@ -18,9 +18,10 @@ class OwnAddress(OSError):
 
 
 def listen_tcp(port: int) -> socket.socket:
-    """A non-blocking listener on every IPv4 address of the present namespace."""
+    """A non-blocking listener on every IPv4 address of the present namespace.  What it takes is tuned as it is."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tune(sock)  # Linux hands these down to accepted sockets
     sock.bind(("0.0.0.0", port))  # noqa: S104 - the VMs' namespace has no other way in
     sock.listen(_BACKLOG)
     sock.setblocking(False)

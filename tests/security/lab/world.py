@@ -270,6 +270,7 @@ class World:
         if target.endswith(".wild.example") and kind == "A":
             found = [CDN]
         if found and kind in ("A", "AAAA"):
-            owner = dns.rrset.from_text(target + ".", 0, "IN", kind, *found)
+            ttl = 0 if target.startswith("to-") else 30
+            owner = dns.rrset.from_text(target + ".", ttl, "IN", kind, *found)
             reply.answer.append(owner)
         return reply.to_wire()

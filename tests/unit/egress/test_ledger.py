@@ -333,6 +333,19 @@ def test_a_reader_is_told_of_nothing_that_could_still_be_lost(tmp_path: Path) ->
     ledger.close()
 
 
+def test_a_flushed_line_outlives_the_process_and_nobody_is_told_of_it_yet(tmp_path: Path) -> None:
+    ledger = write(tmp_path, "a.example")
+    ledger.append(make_event("b.example"))
+    ledger.flush()
+    assert len(lines_of(tmp_path)) == 2
+    assert len(LedgerReader(tmp_path / "ledger").read(1)) == 1
+    die(ledger)
+    again = write(tmp_path)
+    assert [event.host for event in events_of(tmp_path)] == ["a.example", "b.example"]
+    assert len(LedgerReader(tmp_path / "ledger").read(1)) == 2
+    again.close()
+
+
 def test_a_ledger_has_one_writer(tmp_path: Path) -> None:
     ledger = write(tmp_path, "a.example")
     with pytest.raises(HostError, match="another process"):
