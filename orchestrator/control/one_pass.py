@@ -83,6 +83,7 @@ class Pass:
         settle(self.world)
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
         meet_demand(self.world, self.means.make_id)
+        self.orders.announce()
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())

@@ -64,6 +64,12 @@ class Orders:
         """The runners that are owed something at GitHub, now."""
         return [runner_id for runner_id, record in self._world.runners.items() if self._next(record) is not None]
 
+    def announce(self) -> None:
+        """Note every registration that is about to be asked for, so that one write records all of them before the first."""
+        for runner_id in self.due():
+            if isinstance(self._next(self._world.runners[runner_id]), Register):
+                self._world.happen(runner_id, RegistrationAsked())
+
     async def carry_out(self, runner_id: str) -> None:
         """The next order of one runner.  What GitHub doesn't grant now is tried again later."""
         world = self._world
