@@ -17,7 +17,7 @@ from runner_image import store
 from runner_image.disk import make_disk
 from runner_image.initrd import make_initrd
 from runner_image.machine import read_machine
-from runner_image.recipe import HERE, SUITE, Recipe, make_recipe
+from runner_image.recipe import HERE, SUITE, Recipe, make_recipe, own_digests
 from runner_image.rootfs import Facts, bootstrap, customise, kernel_of, read_facts
 from runner_image.store import Image, Manifest
 from runner_image.tarball import RunnerSource, fetch
@@ -102,6 +102,12 @@ def _build(cache_dir: Path, recipe: Recipe, name: str, tarball: Path, progress: 
         (built / "initrd").write_bytes(initrd)
         make_disk(root, built / "disk.qcow2")
         _describe(built, recipe, name, facts)
+        if own_digests() != recipe.files:
+            raise HostError(
+                "files of the image were changed while it was built",
+                code="image-recipe-changed",
+                remedy="Run the command again.",
+            )
         store.publish(cache_dir, built, recipe.digest)
 
 

@@ -190,9 +190,14 @@ def make_recipe(
         runner_sha256=runner_sha256,
         runner_version=runner_version,
         cmdline=CMDLINE,
-        files={path.relative_to(HERE).as_posix(): _sha256(path) for path in own_files()},
+        files=own_digests(),
         builder=_builder(),
     )
+
+
+def own_digests() -> dict[str, str]:
+    """The path of each file of ours to the SHA-256 of its content."""
+    return {path.relative_to(HERE).as_posix(): _sha256(path) for path in own_files()}
 
 
 def own_files() -> Iterator[Path]:

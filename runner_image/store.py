@@ -85,8 +85,7 @@ def building(cache_dir: Path, *, waiting: Callable[[], None] = lambda: None) -> 
 
 def clear_leftovers(folder: Path) -> None:
     """Remove the folders of builds that died.  Nothing is removed that something is mounted in."""
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    mounted = [line.split(" ")[4] for line in mounts]
+    mounted = mount_points()
     for left in folder.glob(f"{_WORK}*"):
         if any(place.startswith(f"{left.resolve()}/") for place in mounted):
             raise HostError(
@@ -95,6 +94,11 @@ def clear_leftovers(folder: Path) -> None:
                 remedy=f"Unmount everything under {left} and try again.",
             )
         shutil.rmtree(left)
+
+
+def mount_points() -> list[str]:
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.split(" ")[4] for line in mounts]
 
 
 @contextmanager

@@ -56,6 +56,13 @@ class Channel:
         poll.register(self.descriptor, select.POLLIN)
         events = poll.poll(0)
         connected = not (events and events[0][1] & select.POLLHUP)
+        return self._now(connected=connected)
+
+    def hung_up(self) -> bool:
+        """The host left just now, though it may be back already."""
+        return self._now(connected=False)
+
+    def _now(self, *, connected: bool) -> bool:
         before, self.connected = self.connected, connected
         if before != connected:
             self._unsent = b""
@@ -128,8 +135,12 @@ class Guest:
             poll.register(self.runner.handle, select.POLLIN)
             if not self.runner.silent:
                 poll.register(self.runner.output, select.POLLIN)
-        for descriptor, _ in poll.poll(_TICK_S * 1000):
-            self.handle(descriptor)
+        for descriptor, event in poll.poll(_TICK_S * 1000):
+            if descriptor == self.channel.descriptor and event & select.POLLHUP:
+                if self.channel.hung_up():
+                    self.do(self.session.closed(time.monotonic()))
+            else:
+                self.handle(descriptor)
 
     def handle(self, descriptor: int) -> None:
         now = time.monotonic()

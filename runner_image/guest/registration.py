@@ -56,10 +56,10 @@ def take(path: str, *, cloud: str = CLOUD, run: str = RUN, logs: tuple[str, ...]
 
 
 def marks(blob: bytes) -> tuple[bytes, ...]:
-    """What a copy can be told by: a piece of the registration as it is, and as a seed may carry it, in base64."""
-    piece = blob[len(blob) // 3 :][:96]
-    encoded = b64encode(blob)
-    return piece, encoded[len(encoded) // 3 :][:96]
+    """What a copy can be told by: a piece of it as it is, and in base64, which depends on where in a text it stands."""
+    third = len(blob) // 3
+    encoded = (b64encode(blob[shift:])[third:][:96] for shift in range(3))
+    return (blob[third:][:96], *encoded)
 
 
 def holders(blob: bytes, folders: tuple[str, ...]) -> list[str]:

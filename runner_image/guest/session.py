@@ -190,8 +190,9 @@ class Session:
             return [AnswerHook("IronCD: no runner is running here", ok=False)]
         claim: dict[str, object] = {name: job.get(name, "")[:512] for name in _JOB_WORDS}
         claim |= {name: _number(job.get(name, "")) for name in _JOB_NUMBERS}
-        effects: list[Effect] = [Say("job started; waiting for its egress policy")]
-        effects += self._tell(Send(m="job_started", **claim))
+        effects: list[Effect] = []
+        if "job_started" not in self._said:
+            effects = [Say("job started; waiting for its egress policy"), *self._tell(Send(m="job_started", **claim))]
         if self._verdict is not None:
             return [*effects, self._verdict]
         self._asked_at = now
