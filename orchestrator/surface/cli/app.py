@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.surface.cli import audit, demo, egress, egress_rules, hosts, image, jobs, runners, service
+from orchestrator.surface.cli import (
+    audit,
+    audit_record,
+    demo,
+    egress,
+    egress_explain,
+    egress_import,
+    egress_learn,
+    egress_rules,
+    hosts,
+    image,
+    jobs,
+    runners,
+    service,
+)
 from orchestrator.surface.cli.options import GLOBAL
 
 app = typer.Typer(
@@ -61,7 +75,11 @@ demo.register(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runners.app, name="runners")
 app.add_typer(hosts.app, name="hosts")
+audit_record.register(audit.app)
 app.add_typer(audit.app, name="audit")
 egress_rules.register(egress.app)
+egress_explain.register(egress.app)
+egress_learn.register(egress.app)
+egress_import.register(egress.app)
 app.add_typer(egress.app, name="egress")
 app.add_typer(image.app, name="image")

@@ -1,0 +1,91 @@
+"""Past events for the commands that learn from them: from the control plane, page by page, or from files of the record."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import msgspec
+
+from orchestrator.core.errors import UserError
+from orchestrator.core.flow import Event
+from orchestrator.surface.api_client import ApiClient
+
+PAGE = 10_000
+_NAMES = ("*.jsonl", "*.jsonl.gz")
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """``since`` and ``until`` are seconds since the epoch, 0 for no bound; ``repo`` empty for all."""
+
+    repo: str = ""
+    since: float = 0.0
+    until: float = 0.0
+
+    def takes(self, event: Event) -> bool:
+        return (
+            (not self.repo or event.who.repo == self.repo)
+            and event.ts >= self.since
+            and (not self.until or event.ts < self.until)
+        )
+
+
+def from_control(client: ApiClient, wanted: Wanted) -> Iterator[Event]:
+    """All that match; the newest page comes first, each page in the order of time."""
+    cursor: str | None = None
+    while True:
+        asked: dict[str, str | int | float | None] = {
+            "repo": wanted.repo or None,
+            "since": wanted.since or None,
+            "until": wanted.until or None,
+            "limit": PAGE,
+            "cursor": cursor,
+        }
+        page = client.get("egress", asked)
+        yield from msgspec.convert(page["events"], list[Event])
+        cursor = page.get("cursor") or None
+        if cursor is None:
+            return
+
+
+def from_files(path: Path, wanted: Wanted) -> Iterator[Event]:
+    """Of a file of events (JSON lines, gzipped or not), or of all such files below a folder.
+
+    Lines that aren't events (checkpoints, a torn end) are passed over.  Raises UserError where there is no file, or no
+    event in any.
+    """
+    decoder = msgspec.json.Decoder(Event)
+    read = 0
+    for file in _files(path):
+        try:
+            with _opened(file) as lines:
+                for line in lines:
+                    try:
+                        event = decoder.decode(line)
+                    except msgspec.MsgspecError:
+                        continue
+                    read += 1
+                    if wanted.takes(event):
+                        yield event
+        except (OSError, EOFError) as error:
+            raise UserError(
+                f"cannot read {file}: {error}", code="file-unreadable", remedy="Name a file that can be read."
+            ) from error
+    if not read:
+        raise UserError(
+            f"there is no event in {path}",
+            code="file-unreadable",
+            remedy="Name a ledger's folder, or what `ironcd audit egress --json` printed.",
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted({file for name in _NAMES for file in path.rglob(name)})
+
+
+def _opened(file: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
