@@ -3,5 +3,6 @@
 from orchestrator.audit.api import router
 from orchestrator.audit.ledger import Gap, Ledger
 from orchestrator.audit.search import Query
+from orchestrator.audit.tend import tend
 
-__all__ = ["Gap", "Ledger", "Query", "router"]
+__all__ = ["Gap", "Ledger", "Query", "router", "tend"]

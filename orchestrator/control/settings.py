@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestrator.core.machine import OUR_LABEL, MachineClass
+from orchestrator.core.retention import Retention
 from orchestrator.core.runner import Deadlines
 
 
@@ -61,3 +62,7 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     finished_kept: int = 10_000
     """Finished jobs that stay in Redis; all stay in the archive."""
     github_concurrency: int = 8
+    retention: Retention = Retention()
+    """How long records of egress are kept."""
+    delete_records: bool = True
+    """Delete once a day those that are over."""

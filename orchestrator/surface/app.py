@@ -64,6 +64,7 @@ def create_app(settings: ControlSettings) -> FastAPI:
     tokens = HostTokens(settings.hosts)
     hosts = hosts_api.HostsApi(store, Seal.in_folder(Path(settings.state_dir)), tokens, hint=hints)
     admin = AdminToken(settings.admin_token_file)
+    ledger = audit.Ledger(Path(settings.state_dir) / "audit")
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -72,6 +73,10 @@ def create_app(settings: ControlSettings) -> FastAPI:
             stack.callback(hints.close)
             stack.push_async_callback(inbox.close)
             stack.push_async_callback(hosts.close)
+            stack.callback(ledger.engine.close)
+            retention = settings.retention if settings.delete_records else None
+            tending = asyncio.create_task(audit.tend(ledger.folder, retention))
+            stack.push_async_callback(_ended, tending)
             yield
 
     receiver = Receiver(inbox, secrets, installations=frozenset(settings.installations))
@@ -79,11 +84,15 @@ def create_app(settings: ControlSettings) -> FastAPI:
     app.include_router(receiver_routes(receiver))
     app.include_router(hosts_api.router(hosts))
     app.include_router(admin_api.router(admin_api.AdminApi(store, hosts=tokens.hosts), admin))
-    ledger = audit.Ledger(Path(settings.state_dir) / "audit")
     app.include_router(audit.router(ledger, host=tokens, admin=admin))
     app.include_router(metrics.router(store))
     app.include_router(_health(store))
     return app
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _health(store: Store) -> APIRouter:

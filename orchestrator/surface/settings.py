@@ -28,13 +28,17 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from orchestrator.control.settings import ControlSettings, Pace
 from orchestrator.core.errors import ConfigurationError
 from orchestrator.core.machine import OUR_LABEL, MachineClass
+from orchestrator.core.retention import Keep, Retention
 from orchestrator.core.runner import Deadlines
 from orchestrator.core.settings import HostSettings
 
 DEFAULT_FILE = Path("/etc/ironcd/ironcd.toml")
 PREFIX = "IRONCD_"
 _NOT_SETTINGS = frozenset({"IRONCD_CONFIG", "IRONCD_DEBUG"})
-_OPEN_ENDED = tuple(f"{PREFIX}{start}__" for start in ("CLASSES", "CONTROL__HOST_TOKEN_FILES"))
+_OPEN_ENDED = tuple(
+    f"{PREFIX}{start}__"
+    for start in ("CLASSES", "CONTROL__HOST_TOKEN_FILES", "AUDIT__ORGANISATIONS", "AUDIT__HOST_KEYS")
+)
 
 
 class Section(BaseModel):
@@ -130,6 +134,29 @@ class PolicySection(Section):
     """The policy above every repository's own.  None: each repository must have one."""
 
 
+class KeepSection(Section):
+    """Of one organisation."""
+
+    egress_days: int = Field(default=365, ge=0)
+    """Records of allowed traffic are kept for so many days; 0 keeps them for ever."""
+    security_days: int = Field(default=730, ge=0)
+    """Records of what was blocked, or would have been, or was flagged or lost; 0 keeps them for ever."""
+
+
+class AuditSection(Section):
+    egress_days: int = Field(default=365, ge=0)
+    """Records of allowed traffic are kept for so many days; 0 keeps them for ever."""
+    security_days: int = Field(default=730, ge=0)
+    """Records of what was blocked, or would have been, or was flagged or lost; 0 keeps them for ever."""
+    delete: bool = True
+    """Delete once a day what is over; without it only ``ironcd audit retain`` does."""
+    organisations: dict[str, KeepSection] = {}
+    """Organisations with times of their own: ``[audit.organisations.NAME]`` with ``egress_days`` and ``security_days``."""
+    host_keys: dict[str, tuple[str, ...]] = {}
+    """Host name to the public keys that its checkpoints may be signed with, as ``ledger-key.pub`` on the host has them.
+    Without an entry the key that came first is taken as the right one."""
+
+
 class LogSection(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe lines that are written."""
@@ -155,6 +182,7 @@ class Settings(BaseSettings):
     host: HostSection = Field(default_factory=lambda: HostSection(name=os.uname().nodename))
     classes: dict[str, ClassSection] = {}
     policy: PolicySection = PolicySection()
+    audit: AuditSection = AuditSection()
     log: LogSection = LogSection()
 
     @classmethod
@@ -195,7 +223,16 @@ class Settings(BaseSettings):
             pace=msgspec.convert(control.pace.model_dump(), Pace),
             finished_kept=control.finished_kept,
             github_concurrency=github.concurrency,
+            retention=self.retention(),
+            delete_records=self.audit.delete,
         )
+
+    def retention(self) -> Retention:
+        audit = self.audit
+        organisations = {
+            name.lower(): Keep(keep.egress_days, keep.security_days) for name, keep in audit.organisations.items()
+        }
+        return Retention(Keep(audit.egress_days, audit.security_days), organisations)
 
     def machine_classes(self) -> dict[str, MachineClass]:
         """By label.  The default class is there even where the file names none."""

@@ -15,28 +15,40 @@ from orchestrator.surface.cli.options import GLOBAL
 if TYPE_CHECKING:
     from orchestrator.surface.api_client import ApiClient
 
-app = typer.Typer(help="The record of egress.", no_args_is_help=True)
+app = typer.Typer(help="The record of egress: what was tried, and the proof of it.", no_args_is_help=True)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _FOLLOW_EVERY_S = 0.5
+_OVERLAP_S = 60.0
+"""Hosts ship with delay, and not in step with one another."""
 _PAGE = 1000
+
+Asked = dict[str, str | int | float | None]
+Job = Annotated[int | None, typer.Option(help="Only of this job (GitHub's id).")]
+Repo = Annotated[str | None, typer.Option(help="Only of this repository (owner/name).")]
+Vm = Annotated[str | None, typer.Option(help="Only of this virtual machine, by its name or its runner's id.")]
+Host = Annotated[str | None, typer.Option(help="Only to this name, or to names below it (*.example.com).")]
+Verdict = Annotated[str | None, typer.Option(help="Only allowed, warn or blocked.")]
+Since = Annotated[str | None, typer.Option(help="From then on: 30m, 24h, 14d, or 2026-05-01T12:00:00Z.")]
+Until = Annotated[str | None, typer.Option(help="Up to then; the same forms.")]
 
 
 @app.callback()
 def group() -> None:
-    """The record of egress."""
+    """The record of egress: what was tried, and the proof of it."""
 
 
 @app.command()
 def egress(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events as they come.")] = False,
-    job: Annotated[int | None, typer.Option(help="Only of this job (GitHub's id).")] = None,
-    repo: Annotated[str | None, typer.Option(help="Only of this repository (owner/name).")] = None,
-    host: Annotated[str | None, typer.Option(help="Only to this name, or to names below it (*.example.com).")] = None,
-    verdict: Annotated[str | None, typer.Option(help="Only allowed, warn or blocked.")] = None,
-    since: Annotated[str | None, typer.Option(help="From then on: 30m, 24h, 14d, or 2026-05-01T12:00:00Z.")] = None,
-    until: Annotated[str | None, typer.Option(help="Up to then; the same forms.")] = None,
+    job: Job = None,
+    repo: Repo = None,
+    vm: Vm = None,
+    host: Host = None,
+    verdict: Verdict = None,
+    since: Since = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many events, the newest.")] = 1000,
     as_json: Annotated[
         bool, typer.Option("--json", help="For programs: one event a line, as the ledger has it.")
@@ -50,23 +62,55 @@ def egress(
     """
     from orchestrator.surface.api_client import ApiClient
 
-    now = time.time()
     client = ApiClient.of(GLOBAL.settings())
-    asked: dict[str, str | int | float | None] = {
-        "job": job,
-        "repo": repo,
-        "host": host,
-        "verdict": _verdict(verdict),
-        "since": moment(since, now) if since else None,
-        "until": moment(until, now) if until else None,
-        "limit": limit,
-    }
+    asked = {**question(job, repo, vm, host, verdict, since=since, until=until), "limit": limit}
     events = client.get("egress", asked)["events"]
     if not follow:
         _print(events, as_json=as_json)
         return
     for event in _and_new_ones(client, asked, events):
         _print_one(event, as_json=as_json)
+
+
+def question(
+    job: int | None,
+    repo: str | None,
+    vm: str | None,
+    host: str | None,
+    verdict: str | None,
+    *,
+    since: str | None,
+    until: str | None,
+) -> Asked:
+    """The filters as the API takes them.  Raises UserError for one that isn't understood."""
+    now = time.time()
+    return {
+        "job": job,
+        "repo": repo,
+        "runner": _runner(vm),
+        "host": host,
+        "verdict": _verdict(verdict),
+        "since": moment(since, now) if since else None,
+        "until": moment(until, now) if until else None,
+    }
+
+
+def _runner(vm: str | None) -> str | None:
+    """The runner whose VM has this name; a runner's id stands for itself."""
+    from orchestrator.core.errors import UserError
+    from orchestrator.core.names import names_of, ulid_of
+
+    if vm is None:
+        return None
+    ulid = ulid_of(vm) or vm.upper()
+    try:
+        return names_of(ulid).ulid
+    except ValueError:
+        raise UserError(
+            f"--vm {vm}: neither a virtual machine's name nor a runner's id",
+            code="bad-option",
+            remedy="`ironcd runners list` shows them.",
+        ) from None
 
 
 def _verdict(given: str | None) -> str | None:
@@ -141,17 +185,17 @@ def attempt_row(attempt: Any) -> tuple[object, ...]:
     )
 
 
-def _and_new_ones(
-    client: ApiClient, asked: dict[str, str | int | float | None], events: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _and_new_ones(client: ApiClient, asked: Asked, events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """``events`` and then what comes after them, until the command is interrupted.  No event comes twice."""
-    seen: dict[str, int] = {}
+    sent: dict[tuple[str, int, float], None] = {}
     while True:
         for event in events:
-            gateway = str(event["gateway"])
-            if event["seq"] > seen.get(gateway, -1):
-                seen[gateway] = event["seq"]
+            key = str(event["gateway"]), int(event["seq"]), float(event["ts"])
+            if key not in sent:
+                sent[key] = None
                 yield event
         time.sleep(_FOLLOW_EVERY_S)
-        latest = max((event["ts"] for event in events), default=time.time() - 5)
-        events = client.get("egress", {**asked, "since": latest - 5, "until": None, "limit": _PAGE})["events"]
+        since = max((event["ts"] for event in events), default=time.time()) - _OVERLAP_S
+        since = max(since, float(asked["since"] or 0.0))
+        sent = {key: None for key in sent if key[2] >= since}
+        events = client.get("egress", {**asked, "since": since, "until": None, "limit": _PAGE})["events"]
