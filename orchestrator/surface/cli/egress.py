@@ -119,13 +119,21 @@ def check(
         raise typer.Exit(error.exit_status) from None
     if as_json:
         print_json(
-            {"ok": True, "errors": [], "warnings": own.warnings, "digest": effective.digest, "policy": effective}
+            {
+                "ok": True,
+                "errors": [],
+                "warnings": own.warnings,
+                "rules": len(effective.rules),
+                "tests": len(own.tests),
+                "digest": effective.digest,
+                "policy": effective,
+            }
         )
         return
-    _show_policy(effective, own.warnings)
+    _show_policy(effective, own.warnings, tests=len(own.tests))
 
 
-def _show_policy(policy: Policy, warnings: Sequence[str]) -> None:
+def _show_policy(policy: Policy, warnings: Sequence[str], *, tests: int) -> None:
     from orchestrator.surface.cli.terminal import clean, print_table
 
     for warning in warnings:
@@ -135,7 +143,8 @@ def _show_policy(policy: Policy, warnings: Sequence[str]) -> None:
         for rule in policy.rules
     )
     print_table(("action", "to", "ports", "rule", "written in"), rows)
-    typer.echo(f"\nmode {policy.mode}, profile {policy.profile}, {policy.digest}")
+    held = f"{tests} test{'' if tests == 1 else 's'} held" if tests else "no tests"
+    typer.echo(f"\nmode {policy.mode}, profile {policy.profile}, {len(policy.rules)} rules, {held}, {policy.digest}")
 
 
 def _no_preset(name: str, known: Sequence[str]) -> UserError:
