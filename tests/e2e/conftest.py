@@ -95,19 +95,36 @@ def _texts(folder: Path, *, without: set[str]) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def finished(request: pytest.FixtureRequest) -> Iterator[Finished]:
-    """The job, run to its proof; the lab still stands, its processes still run."""
+def image() -> None:
+    """The machines' image, built where it isn't there."""
     if os.geteuid() != 0:
         pytest.skip("needs root: it makes network namespaces and virtual machines")
     missing = [name for name in ("qemu-system-x86_64", "virsh", "mmdebstrap", "redis-server") if not shutil.which(name)]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)} (`make setup` installs them)")
-    logs = Path(request.config.rootpath) / "build" / "e2e-logs"
-    shutil.rmtree(logs, ignore_errors=True)
     ensure_image(CACHE, lambda _step: None)
+
+
+def new_lab(config: pytest.Config, name: str) -> Lab:
+    """A lab of a test's own; its logs are kept in ``build/e2e-logs/NAME``."""
+    logs = Path(config.rootpath) / "build" / "e2e-logs" / name
+    shutil.rmtree(logs, ignore_errors=True)
+    return Lab(f"icdt-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS})
+
+
+@pytest.fixture
+def lab(image: None, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with new_lab(request.config, request.node.name) as made:
+        made.start_stack()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def finished(image: None, request: pytest.FixtureRequest) -> Iterator[Finished]:
+    """The job, run to its proof; the lab still stands, its processes still run."""
     began = time.monotonic()
     seen = Seen()
-    with Lab(f"icdt-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS}) as lab:
+    with new_lab(request.config, "main-job") as lab:
         lab.start_stack()
         accelerator = scenario.accelerator_of(lab)
         with Traps(lab.vm_netns, scenario.TRAPPED) as traps, Watcher(lab, seen):
@@ -116,7 +133,7 @@ def finished(request: pytest.FixtureRequest) -> Iterator[Finished]:
             took_s = time.monotonic() - began
             report = scenario.report_of(lab, jobs, caught=traps.caught, accelerator=accelerator, took_s=took_s)
         seen.files = _texts(lab.folder, without={"secrets", "world", "seal.key"})
-        seen.logs = {path.name: path.read_text(errors="replace") for path in logs.iterdir()}
+        seen.logs = {path.name: path.read_text(errors="replace") for path in lab.logs.iterdir()}
         yield Finished(lab, report, seen, _secrets_of(lab, seen))
 
 

@@ -7,13 +7,14 @@ installation is.  Everything made here has the lab's name in it and is gone when
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import secrets
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -22,15 +23,18 @@ import httpx
 import msgspec
 
 from orchestrator.core.errors import OperationalError
+from orchestrator.core.names import names_of, ulid_of
 from orchestrator.surface.settings import Settings, load
 from orchestrator.surface.supervisor import Program, Supervisor
 from orchestrator.surface.up import Stack
 from orchestrator.system import netns
 from orchestrator.system.files import write_atomic
+from orchestrator.system.process import CommandFailed, run
 
 ROOT = Path("/var/lib/ironcd")
 CACHE = Path("/var/cache/ironcd")
 RESOLVER = "203.0.113.53"
+LIBVIRT = "qemu:///system"
 
 
 class Lab:
@@ -135,6 +139,8 @@ class Lab:
     def _make_folders(self) -> None:
         self.folder.mkdir(parents=True, mode=0o711)
         self._undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        # Held for as long as this process lives: `clear_dead` knows by it which labs have nobody left.
+        self._undo.enter_context(_locked(self.folder / "lock"))
         self.folder.chmod(0o711)
         for name in ("secrets", "world"):
             (self.folder / name).mkdir(mode=0o700)
@@ -174,6 +180,7 @@ class Lab:
             "run_dir": str(self.folder / "run"),
             "netns": self.vm_netns,
             "uplink_netns": self.facts["uplink_netns"],
+            "libvirt_uri": LIBVIRT,
             "upstream_dns": [RESOLVER],
             "guest_ca_files": [self.facts["ca_file"]],
             "allow_emulation": True,
@@ -201,24 +208,49 @@ class Lab:
 
     def _clear_machine(self) -> None:
         """Domains and links that a stack stopped in the middle of a job leaves: its agent would take them up again."""
-        from orchestrator.core.names import names_of, ulid_of
-        from orchestrator.system.process import CommandFailed, run
-
-        runners = self.folder / "state" / "runners"
-        ulids = {ulid_of(path.stem) for path in runners.glob("*.json")} if runners.is_dir() else set()
-        for ulid in sorted(ulid for ulid in ulids if ulid is not None):
-            for argv in (
-                ["virsh", "--connect", self.settings.host_settings().libvirt_uri, "destroy", names_of(ulid).domain],
-                ["ip", "link", "del", names_of(ulid).tap],
-            ):
-                with contextlib.suppress(CommandFailed):
-                    run(argv, timeout_s=30)
+        _clear_machines(self.folder)
         netns.delete(self.vm_netns)
 
     def _remove_namespaces(self) -> None:
         """What a simulator that was killed leaves."""
         for end in ("-up", "-out"):
             netns.delete(self.prefix + end)
+
+
+def clear_dead() -> list[str]:
+    """Take away what labs left whose process was killed outright; the names of their folders."""
+    cleared = []
+    for folder in (lock.parent for pattern in ("demo-*", "icdt-*") for lock in sorted(ROOT.glob(f"{pattern}/lock"))):
+        with contextlib.suppress(BlockingIOError), _locked(folder / "lock"):
+            _clear_machines(folder)
+            prefix = f"icd-{folder.name}" if folder.name.startswith("demo-") else folder.name
+            for end in ("-vm", "-up", "-out"):
+                netns.delete(prefix + end)
+            shutil.rmtree(folder, ignore_errors=True)
+            cleared.append(folder.name)
+    return cleared
+
+
+def _clear_machines(folder: Path) -> None:
+    """End the domains and delete the links of all runners that a lab's agent has a record of."""
+    runners = folder / "state" / "runners"
+    ulids = {ulid_of(path.stem) for path in runners.glob("*.json")} if runners.is_dir() else set()
+    for ulid in sorted(ulid for ulid in ulids if ulid is not None):
+        names = names_of(ulid)
+        for argv in (
+            ["virsh", "--connect", LIBVIRT, "destroy", names.domain],
+            ["ip", "link", "del", names.tap],
+        ):
+            with contextlib.suppress(CommandFailed):
+                run(argv, timeout_s=30)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock ``path`` for the block.  Raises BlockingIOError where another process has it."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def toml_of(sections: Mapping[str, Mapping[str, object]]) -> str:

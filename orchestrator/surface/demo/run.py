@@ -15,7 +15,7 @@ from orchestrator.core.errors import IronCDError, UserError
 from orchestrator.surface.cli import show as show_error
 from orchestrator.surface.demo import report, scenario
 from orchestrator.surface.demo.image import ensure_image
-from orchestrator.surface.demo.lab import CACHE, Lab
+from orchestrator.surface.demo.lab import CACHE, Lab, clear_dead
 from orchestrator.surface.demo.progress import Progress
 from orchestrator.surface.demo.report import Report
 from orchestrator.surface.demo.traps import Traps
@@ -30,7 +30,8 @@ def run_demo(*, jobs: int, output: Path, keep_logs: bool) -> int:
     logs = (output.parent / "demo-logs").absolute()
     shutil.rmtree(logs, ignore_errors=True)
     output.unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     progress = Progress()
     try:
         made = _run(progress, jobs, logs)
@@ -52,11 +53,16 @@ def run_demo(*, jobs: int, output: Path, keep_logs: bool) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Once: a person who presses Ctrl-C again must not stop what takes everything away."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _run(progress: Progress, jobs: int, logs: Path) -> Report:
     began = time.monotonic()
+    for name in clear_dead():
+        progress.say(f"took away what {name} had left, which was killed")
     with progress.step("The virtual machines' image (some minutes the first time, then cached)"):
         ensure_image(CACHE, progress.update)
     lab = Lab(f"icd-demo-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS})
