@@ -17,7 +17,8 @@ from orchestrator.core.policy import is_dialled
 from orchestrator.core.presets import IMAGE_HOSTS_LIMIT
 
 Outcome = Literal["allowed", "warn", "blocked"]
-_ATTEMPTS = frozenset({"open", "progress", "close", "dns", "drop"})
+_BEGINS = frozenset({"open", "dns", "drop"})
+_ATTEMPTS = _BEGINS | {"progress", "close"}
 
 
 class Seen(msgspec.Struct):
@@ -67,7 +68,6 @@ _Key = tuple[object, ...]
 def seen_by_jobs(events: Iterable[Event]) -> list[Seen]:
     """In the order in which they were first tried.  Attempts before a runner had a job, and lost ones, are left out."""
     found: dict[_Key, Seen] = {}
-    conns: dict[tuple[str, str], _Key] = {}
     for event in events:
         if event.event not in _ATTEMPTS or not event.who.job_id or "suppressed" in event.flags:
             continue
@@ -80,11 +80,9 @@ def seen_by_jobs(events: Iterable[Event]) -> list[Seen]:
             made.port,
             "" if made.host else made.protocol,
         )
-        again = bool(event.conn) and (event.gateway, event.conn) in conns
-        if event.conn:
-            key = conns.setdefault((event.gateway, event.conn), key)
-        known = found.setdefault(key, made)
-        _add(known, made, 0 if again else event.count)
+        _add(found.setdefault(key, made), made, event.count if event.event in _BEGINS else 0)
+    for seen in found.values():
+        seen.count = max(1, seen.count)
     return sorted(found.values(), key=lambda seen: seen.first)
 
 

@@ -307,3 +307,9 @@ def test_any_file_is_read_or_refused_in_place(presets: Presets, parts: list[tupl
     except PolicyErrors as refused:
         lines = text.count("\n") + 2
         assert {1 <= error.line <= lines for error in refused.errors} == {True}  # noqa: PT017 - either is right
+
+
+def test_no_image_makes_a_test_hold_that_a_rule_denies(presets: Presets) -> None:
+    text = "allow: [{preset: node}]\ndeny: [{host: a.example.org}]\ntests: [{host: a.example.org, expect: allow}]\n"
+    with pytest.raises(PolicyErrors, match="denied by repo#2"):
+        read_policy(text, source="p.yml", presets=presets)
