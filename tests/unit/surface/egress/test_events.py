@@ -42,7 +42,7 @@ def over(app: FastAPI) -> httpx.MockTransport:
 
 
 def test_every_event_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = audit.Ledger(tmp_path)
+    ledger = audit.Ledger(tmp_path, clock=lambda: 1_700_000_100.0)
     events = [event(seq, "acme/app" if seq % 3 else "acme/other") for seq in range(1, 30)]
     lines = tuple(msgspec.json.encode(one).decode() for one in events)
     asyncio.run(ledger.receive(LedgerBatch("h1", 1, lines)))
