@@ -72,15 +72,15 @@ def _asked(target: Any, repo: str, file: Path | None, under: Path | None) -> tup
         given = policies.given_to(ApiClient.of(settings), repo)
         when = datetime.fromtimestamp(given.at, UTC).strftime("%Y-%m-%d %H:%M UTC")
         return core.explain(given.policy, target, presets), f"the policy of {repo}, as its latest job got it ({when})"
+    images = policies.image_presets(settings)
+    unknown = "" if images is not None else "; what apt, node and pypi add isn't known: there is no image here"
     if file is None:
         organisation = OrganisationFile.of(settings, presets)
-        return core.explain(organisation.policy(), target, presets), f"the organisation's policy ({organisation.path})"
-    images = policies.image_presets(settings)
+        source = f"the organisation's policy ({organisation.path}){unknown}"
+        return core.explain(organisation.policy(images), target, presets, images), source
     org = policies.above(settings, under, presets, images)
     own = policies.read_file(file, "repo", presets, images)
-    source = str(file) + (f" under {org.source}" if org is not None else "")
-    if images is None:
-        source += "; this machine has no image, so what apt, node and pypi add from it isn't known"
+    source = str(file) + (f" under {org.source}" if org is not None else "") + unknown
     return core.explain_files(org, own, target, presets, images), source
 
 

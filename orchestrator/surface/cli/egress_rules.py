@@ -64,6 +64,7 @@ def list_rules(*, as_json: AsJson = False) -> None:
     Example: [bold]ironcd egress list --json | jq -r '.rules[] | select(.multi_tenant) | .host'[/bold]
     """
     from orchestrator.surface.cli.terminal import print_json, print_table
+    from orchestrator.surface.egress.policies import image_presets
     from policies import load_presets
 
     settings = GLOBAL.settings()
@@ -73,7 +74,7 @@ def list_rules(*, as_json: AsJson = False) -> None:
         policy, path = baseline_policy(load_presets().builtin), None
     else:
         organisation = _organisation()
-        policy, path = organisation.policy(), organisation.path
+        policy, path = organisation.policy(image_presets(settings)), organisation.path
     if as_json:
         print_json(
             {

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import msgspec
 
-from orchestrator.core.effective import effective_policy, run_tests
+from orchestrator.core.effective import ImagePresets, effective_policy, run_tests
 from orchestrator.core.errors import ConfigurationError, OperationalError, PolicyErrors, UserError
 from orchestrator.core.policy import Action, Mode, Policy
 from orchestrator.core.policy_document import Entry, PolicyFile
@@ -54,9 +54,9 @@ class OrganisationFile:
         """What the file says.  Raises UserError where it can't be read, or isn't accepted."""
         return self._parsed(self._text())
 
-    def policy(self) -> Policy:
-        """Its rules as they hold for a repository without a file of its own, with the built-in ones."""
-        return self._made(self.read())
+    def policy(self, images: ImagePresets | None = None) -> Policy:
+        """Its rules as they hold for a repository without a file of its own, with the built-in ones and the image's."""
+        return self._made(self.read(), images)
 
     def set_mode(self, mode: Mode) -> Changed:
         with self._locked():
@@ -118,10 +118,10 @@ class OrganisationFile:
     def _parsed(self, text: str) -> PolicyFile:
         return read_policy(text, source=self.path.name, presets=self._presets, scope="org")
 
-    def _made(self, file: PolicyFile) -> Policy:
+    def _made(self, file: PolicyFile, images: ImagePresets | None = None) -> Policy:
         """Without the file's tests, which `_edited` sees to: some need what only the image adds."""
         alone = msgspec.structs.replace(file, repository_file="optional", tests=())
-        return effective_policy(alone, None, self._presets.builtin)
+        return effective_policy(alone, None, self._presets.builtin, images)
 
     def _edited(self, text: str, edit: Callable[[str], str], before: PolicyFile) -> str:
         """The edited text, if it is accepted and no test of the file fails that held before.  Raises UserError."""
@@ -145,6 +145,7 @@ class OrganisationFile:
 
     def _not_accepted(self, why: str, remedy: str) -> UserError:
         message = f"{self.path} is left as it was, for this would not be accepted:\n{why}"
+        remedy = remedy.replace("acknowledge: REASON", "--acknowledge REASON")
         return UserError(message, code="policy-invalid", remedy=remedy)
 
     def _replace(

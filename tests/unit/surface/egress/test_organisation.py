@@ -122,6 +122,22 @@ def test_list_has_every_rule_with_its_origin(run: Run, capsys: pytest.CaptureFix
     assert "*.cdn.example.com" in capsys.readouterr().out
 
 
+def test_list_and_explain_know_what_the_image_adds(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("explain", "registry.example.org") == 1
+    assert "there is no image here" in capsys.readouterr().out
+    folder = tmp_path / "cache" / "images" / "default"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"name": "default", "presets": {"node": ["registry.example.org"]}}')
+    assert run("explain", "registry.example.org") == 0
+    assert "preset/node@1#image-1" in capsys.readouterr().out
+    assert run("list", "--json") == 0
+    assert "preset/node@1#image-1" in {rule["id"] for rule in json.loads(capsys.readouterr().out)["rules"]}
+    (folder / "manifest.json").write_text("{")
+    assert run("list") == 2
+
+
 def test_without_an_organisation_policy(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ironcd.toml").write_text("")
     assert run("list", "--json") == 0
