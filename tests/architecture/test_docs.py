@@ -107,7 +107,9 @@ def test_commands_in_the_documents_exist() -> None:
     known |= {name[:2] for name in known}
     unknown = []
     for page in PAGES:
-        for words in re.findall(r"(?:`|^)(?:\.venv/bin/)?ironcd ((?:[a-z][a-z-]* ?){1,2})", page.read_text(), re.MULTILINE):
+        for words in re.findall(
+            r"(?:`|^)(?:\.venv/bin/)?ironcd ((?:[a-z][a-z-]* ?){1,2})", page.read_text(), re.MULTILINE
+        ):
             given = tuple(words.split())
             if given[:1] not in known and given not in known:
                 unknown.append(f"{page.relative_to(ROOT)}: ironcd {words}")
