@@ -19,7 +19,7 @@ from runner_image.tarball import unpack
 
 _BOOTSTRAP_S = 1800.0
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_EXECUTABLE = frozenset({"guest/ironcd-guest", "guest/job-started.sh", "tree/usr/local/sbin/update-ca-certificates"})
+_EXECUTABLE = frozenset({"guest/ironcd-guest", "guest/job-started.sh"})
 _MODES = {"tree/etc/sudoers.d/ironcd": 0o440}
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 
 VARIABLE = "ACTIONS_RUNNER_INPUT_JITCONFIG"
+AUTHORITY = "/usr/local/share/ca-certificates/ironcd-0.crt"
 STATE = "/opt/actions-runner/state.json"
 HOOK = os.environ["ACTIONS_RUNNER_HOOK_JOB_STARTED"]
 
@@ -63,15 +64,8 @@ def first_run(blob):
         "nameservers": [
             line for line in read("/etc/resolv.conf").decode().splitlines() if line.startswith("nameserver")
         ],
-        "authority": output(
-            "openssl",
-            "verify",
-            "-CApath",
-            "/etc/ssl/certs",
-            "/usr/local/share/ca-certificates/cloud-init-ca-cert-1.crt",
-        ),
-        "bundle": read("/usr/local/share/ca-certificates/cloud-init-ca-cert-1.crt").strip()
-        in read("/etc/ssl/certs/ca-certificates.crt"),
+        "authority": output("openssl", "verify", "-CApath", "/etc/ssl/certs", AUTHORITY),
+        "bundle": (read(AUTHORITY).strip() or b"?") in read("/etc/ssl/certs/ca-certificates.crt"),
         "disk": os.statvfs("/").f_blocks * os.statvfs("/").f_frsize,
         "failed_units": output("systemctl", "--failed", "--plain", "--no-legend").split(),
     }
@@ -89,7 +83,8 @@ def succeeds(*argv):
 
 
 def output(*argv):
-    return subprocess.run(argv, capture_output=True, check=False).stdout.decode().strip()
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return done.stdout.decode().strip()
 
 
 def mode(path):
