@@ -27,6 +27,10 @@ class Names(Keys, frozen=True):
     def jobs(self) -> str:
         return self.prefix + "jobs"
 
+    def said(self, job_id: int) -> str:
+        """There for a while once its commit was told what the job was kept from."""
+        return f"{self.prefix}jobs:said:{job_id}"
+
     @property
     def done(self) -> str:
         return self.prefix + "jobs:done"

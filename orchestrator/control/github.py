@@ -17,6 +17,7 @@ from orchestrator.core.job import Job
 
 Removal = Literal["deleted", "busy", "absent"]
 """GitHub's answer to the deletion of a runner: 204, 422 (a job got in first), 404."""
+Conclusion = Literal["success", "neutral", "failure"]
 CommitState = Literal["error", "failure", "pending", "success"]
 
 
@@ -74,6 +75,8 @@ class GitHub(Protocol):
 
     async def find_runner(self, scope: RunnerScope, name: str) -> GitHubRunner | None: ...
 
+    async def list_runners(self, scope: RunnerScope) -> list[GitHubRunner]: ...
+
     async def get_runner(self, scope: RunnerScope, github_id: int) -> GitHubRunner | None: ...
 
     async def delete_runner(self, scope: RunnerScope, github_id: int) -> Removal: ...
@@ -91,6 +94,12 @@ class GitHub(Protocol):
     async def set_commit_status(
         self, installation: int, repo: str, sha: str, *, state: CommitState, context: str, description: str
     ) -> None: ...
+
+    async def add_check_run(
+        self, installation: int, repo: str, sha: str, *, name: str, conclusion: Conclusion, title: str, summary: str
+    ) -> None:
+        """A finished check run; ``summary`` is Markdown.  Raises `Refused` where the App may not write checks."""
+        ...
 
     async def read_file(self, installation: int, repo: str, path: str) -> PolicyText | None:
         """A file of the default branch; None where there is none."""

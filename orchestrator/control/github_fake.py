@@ -15,6 +15,7 @@ import msgspec
 
 from orchestrator.control.github import (
     CommitState,
+    Conclusion,
     GitHubRunner,
     Installation,
     Missing,
@@ -39,6 +40,8 @@ class FakeGitHub:
         """By repository and path."""
         self.statuses: list[tuple[str, str, CommitState, str]] = []
         """Repository, commit, state, description."""
+        self.check_runs: list[tuple[str, str, str, Conclusion, str, str]] = []
+        """Repository, commit, name, conclusion, title, summary."""
         self.apps: dict[int, Installation] = {}
         self.calls: list[str] = []
         self._ids = itertools.count(1)
@@ -61,6 +64,10 @@ class FakeGitHub:
     async def find_runner(self, scope: RunnerScope, name: str) -> GitHubRunner | None:
         with self._call("find_runner"):
             return self._by_name(scope, name)
+
+    async def list_runners(self, scope: RunnerScope) -> list[GitHubRunner]:
+        with self._call("list_runners"):
+            return [seen for (account, _), seen in self.runners.items() if account == scope.account]
 
     async def get_runner(self, scope: RunnerScope, github_id: int) -> GitHubRunner | None:
         with self._call("get_runner"):
@@ -100,6 +107,13 @@ class FakeGitHub:
         with self._call("set_commit_status"):
             self._known(installation)
             self.statuses.append((repo, sha, state, description))
+
+    async def add_check_run(
+        self, installation: int, repo: str, sha: str, *, name: str, conclusion: Conclusion, title: str, summary: str
+    ) -> None:
+        with self._call("add_check_run"):
+            self._known(installation)
+            self.check_runs.append((repo, sha, name, conclusion, title, summary))
 
     async def read_file(self, installation: int, repo: str, path: str) -> PolicyText | None:
         with self._call("read_file"):

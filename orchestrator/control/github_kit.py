@@ -20,6 +20,7 @@ from githubkit.exception import GitHubException, RequestError, RequestFailed, Re
 
 from orchestrator.control.github import (
     CommitState,
+    Conclusion,
     GitHubRunner,
     Installation,
     Missing,
@@ -38,7 +39,9 @@ from orchestrator.core.job import Job, state_of
 
 TIMEOUT_S = 15.0
 SECONDARY_S = 60.0
-PAGES = 10
+PAGES = 100
+SUMMARY_LIMIT = 65_000
+"""GitHub takes 65,535 characters."""
 
 Client = GitHub[Any]
 Call = Callable[[Client], Awaitable[Any]]
@@ -103,6 +106,10 @@ class KitGitHub:
         found = (_runner(item) for item in (seen or {}).get("runners", []))
         return next((runner for runner in found if runner.name == name), None)
 
+    async def list_runners(self, scope: RunnerScope) -> list[GitHubRunner]:
+        path = f"{_scope_path(scope)}/actions/runners"
+        return [_runner(item) for item in await self._list(scope.installation, path, {}, "runners")]
+
     async def get_runner(self, scope: RunnerScope, github_id: int) -> GitHubRunner | None:
         seen = await self._get(scope.installation, f"{_scope_path(scope)}/actions/runners/{github_id}")
         return None if seen is None else _runner(seen)
@@ -147,6 +154,14 @@ class KitGitHub:
     ) -> None:
         body = {"state": state, "context": context, "description": description[:140]}
         path = f"/repos/{repo}/statuses/{sha}"
+        await self._done(self._as(installation, lambda client: client.arequest("POST", path, json=body)))
+
+    async def add_check_run(
+        self, installation: int, repo: str, sha: str, *, name: str, conclusion: Conclusion, title: str, summary: str
+    ) -> None:
+        output = {"title": title[:255], "summary": summary[:SUMMARY_LIMIT]}
+        body = {"name": name, "head_sha": sha, "status": "completed", "conclusion": conclusion, "output": output}
+        path = f"/repos/{repo}/check-runs"
         await self._done(self._as(installation, lambda client: client.arequest("POST", path, json=body)))
 
     async def read_file(self, installation: int, repo: str, path: str) -> PolicyText | None:

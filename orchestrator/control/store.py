@@ -243,6 +243,13 @@ class Store:
                 pipe.hset(self.names.counters, counter, str(value))
             await self._ask(pipe.execute())
 
+    async def was_said(self, job_id: int) -> bool:
+        """Whether `note_said` was called for the job, and not too long ago."""
+        return bool(await self._ask(self.client.exists(self.names.said(job_id))))
+
+    async def note_said(self, job_id: int, seconds: int) -> None:
+        await self._ask(self.client.set(self.names.said(job_id), b"1", ex=seconds))
+
     async def trim(self, lease: Lease, keep: int) -> None:
         """Let go of finished jobs and destroyed runners beyond the ``keep`` latest, and of policies that none has."""
         changes = self.changes()

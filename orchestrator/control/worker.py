@@ -22,6 +22,7 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty
 
 from orchestrator.control import work
+from orchestrator.control.blocked import BlockedOf, BlockedReporter
 from orchestrator.control.github_kit import KitGitHub
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.sealed import Seal
@@ -34,12 +35,16 @@ from orchestrator.system.hint import enqueue, queue_of
 TICK_S = 1.0
 AGAIN_S = 2.0
 """After Redis was away."""
+TELL_EVERY_S = 5.0
 
 log = structlog.get_logger()
 
 
-def run(settings: ControlSettings, presets: Presets) -> None:
-    """Work until told to stop.  Raises ConfigurationError where the App's key can't be read."""
+def run(settings: ControlSettings, presets: Presets, blocked_of: BlockedOf | None = None) -> None:
+    """Work until told to stop.  Raises ConfigurationError where the App's key can't be read.
+
+    With ``blocked_of`` commits are told what their jobs were kept from.
+    """
     logging.getLogger("rq").setLevel(logging.WARNING)
     github = KitGitHub(
         settings.app_id,
@@ -50,9 +55,11 @@ def run(settings: ControlSettings, presets: Presets) -> None:
     seal = Seal.in_folder(Path(settings.state_dir))
     with _loop() as loop:
         worker = Worker(settings, github, presets, seal, loop)
+        telling = asyncio.run_coroutine_threadsafe(worker.tell(blocked_of), loop)
         try:
             worker.work()
         finally:
+            telling.cancel()
             asyncio.run_coroutine_threadsafe(worker.close(), loop).result(timeout=30)
 
 
@@ -100,6 +107,20 @@ class Worker:
             self._looking = False
         await self._count("done" if done else "left_to_another")
         return done
+
+    async def tell(self, blocked_of: BlockedOf | None) -> None:
+        """Until cancelled: a round of telling commits what was blocked, every few seconds."""
+        if blocked_of is None:
+            return
+        reporter = BlockedReporter(self._store, self._github, blocked_of)
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            try:
+                await reporter.round()
+            except IronCDError as error:
+                log.warning("round_lost", error=error.message)
+            except Exception:
+                log.exception("round_failed")
 
     async def close(self) -> None:
         await self._github.close()

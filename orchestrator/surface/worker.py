@@ -1,6 +1,7 @@
 """The worker's process: ``python -m orchestrator.surface.worker --settings FILE``.
 
-`orchestrator.control.worker` does the work; this hands it the presets, which are data of their own.
+`orchestrator.control.worker` does the work; this hands it the presets, which are data of their own, and the record of
+egress, which another plane keeps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import structlog
 from orchestrator.control.worker import run
 from orchestrator.core.errors import IronCDError
 from orchestrator.surface.app import read_settings
+from orchestrator.surface.blocked import BlockedInRecord
 from orchestrator.system import log
 from policies import load_presets
 
@@ -26,7 +28,8 @@ def main() -> int:
     arguments = parser.parse_args()
     log.configure("worker")
     try:
-        run(read_settings(arguments.settings), load_presets())
+        settings, presets = read_settings(arguments.settings), load_presets()
+        run(settings, presets, BlockedInRecord(Path(settings.state_dir) / "audit", presets))
     except IronCDError as error:
         _log.error("worker_ended", **error.as_dict())
         return error.exit_status
