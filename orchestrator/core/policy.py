@@ -167,7 +167,7 @@ class CompiledPolicy:
         return self._hosts[action].find(name)
 
     def range_rule(self, action: Action, address: str, port: int) -> Rule | None:
-        return self._ranges[action].find(int(IPv4Address(address)), port)
+        return self._ranges[action].find(_number(address), port)
 
     def cidr_ports(self) -> Iterable[tuple[str, int]]:
         """Every (range, port) that an allow rule names, for the kernel's redirect set."""
@@ -218,6 +218,12 @@ def is_dialled(address: str) -> bool:
         return IPv4Address(address) not in NAMES_RANGE
     except ValueError:
         return True
+
+
+@lru_cache(maxsize=4096)
+def _number(address: str) -> int:
+    """Raises ValueError for what isn't an IPv4 address."""
+    return int(IPv4Address(address))
 
 
 def _by_name(policy: CompiledPolicy, name: str, port: int) -> Decision:

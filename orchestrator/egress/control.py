@@ -95,7 +95,7 @@ class Control:
             self._links.remove(tap)
             closed = await self._gateway.drop(before, "link_replaced")
         state = self._links.put(link, self._loop.time())
-        closed += await self._gateway.reevaluate(state)
+        closed += self._gateway.reevaluate(state)
         _log.info(
             "link_applied",
             tap=tap,

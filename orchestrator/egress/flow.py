@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Any, Literal
 
@@ -30,7 +29,6 @@ class LiveFlow:
         "progressed",
         "relay",
         "resolved",
-        "task",
     )
 
     def __init__(
@@ -47,18 +45,7 @@ class LiveFlow:
         self.half_open = False
         self.opened = False
         self.relay: Relay | None = None
-        self.task: asyncio.Task[None] | None = None
         self._recorder = recorder
-
-    def abort(self, reason: str) -> None:
-        """End it now, with resets to both sides."""
-        if self.ending:
-            return
-        self.ending = reason
-        if self.relay is not None:
-            self.relay.abort(reason)
-        elif self.task is not None:
-            self.task.cancel()
 
     def decided(self) -> None:
         """The hello is whole, or will never be: it no longer counts as half open."""

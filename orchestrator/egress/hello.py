@@ -280,8 +280,12 @@ def _alpn(body: bytes) -> str:
 
 
 def _versions(body: bytes) -> str:
-    found = (_VERSIONS.get(body[at] << 8 | body[at + 1]) for at in range(1, len(body) - 1, 2))
-    return ",".join(dict.fromkeys(version for version in found if version))
+    found: list[str] = []
+    for at in range(1, len(body) - 1, 2):
+        version = _VERSIONS.get(body[at] << 8 | body[at + 1])
+        if version is not None and version not in found:
+            found.append(version)
+    return ",".join(found)
 
 
 def _pq_group(body: bytes) -> str:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import errno
+import os
 import socket
 import struct
-from collections.abc import Sequence
 
-CONNECT_TIMEOUT_S = 5.0
 _SO_ORIGINAL_DST = 80
 _BACKLOG = 4096
-
-
-class OwnAddress(OSError):
-    """What was dialled turned out to be this host."""
 
 
 def listen_tcp(port: int) -> socket.socket:
@@ -48,6 +42,11 @@ def original_destination(sock: socket.socket) -> tuple[str, int] | None:
 def tune(sock: socket.socket, *, idle_s: int = 60) -> None:
     """No delay for small pieces; a peer that is gone is noticed within about two minutes."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_alive(sock, idle_s=idle_s)
+
+
+def keep_alive(sock: socket.socket, *, idle_s: int = 60) -> None:
+    """A peer that is gone is noticed within about two minutes."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
@@ -55,34 +54,27 @@ def tune(sock: socket.socket, *, idle_s: int = 60) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000)
 
 
-async def dial(addresses: Sequence[str], port: int) -> tuple[socket.socket, str]:
-    """A connection to the first of ``addresses`` that takes one, and which it was.
-
-    Raises OSError: the last one's, where none does; TimeoutError where it didn't answer; OwnAddress where it is this host.
-    """
-    error: OSError = ConnectionRefusedError("no address")
-    for address in addresses[:4]:
-        try:
-            return await _connect(address, port), address
-        except OwnAddress:
-            raise
-        except OSError as failed:
-            error = failed
-    raise error
-
-
-async def _connect(address: str, port: int) -> socket.socket:
+def start_connecting(address: str, port: int) -> socket.socket:
+    """A socket on its way to ``address``.  Raises OSError where that can't even begin."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        tune(sock)
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await asyncio.get_running_loop().sock_connect(sock, (address, port))
-        # The kernel takes the address itself as source only where it is one of ours.
-        if sock.getsockname()[0] == sock.getpeername()[0]:
-            raise OwnAddress(f"{address} is this host")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        error = sock.connect_ex((address, port))
+        if error not in (0, errno.EINPROGRESS):
+            raise OSError(error, os.strerror(error))
     except BaseException:
-        with contextlib.suppress(OSError):
-            sock.close()
+        sock.close()
         raise
     return sock
+
+
+def reached_itself(sock: socket.socket, dialled: str) -> bool:
+    """True where ``dialled`` is this host: the kernel takes the address itself as source only where it is ours.
+
+    Raises OSError where ``sock`` isn't connected.
+    """
+    source = sock.getsockname()[0]
+    if ":" not in dialled:
+        return bool(source == dialled)
+    return bool(source == sock.getpeername()[0])  # an IPv6 address has many spellings

@@ -43,11 +43,16 @@ class Upstream:
         self._resolver.timeout = 2.0
         self._resolver.lifetime = TIMEOUT_S
 
+    def known(self, name: str) -> tuple[str, ...] | None:
+        """All addresses of ``name`` where they are known already, as `resolve` would say; None where it must be asked."""
+        kept = self._kept.get(name)
+        return kept[1] if kept is not None and kept[0] > self._clock() else None
+
     async def resolve(self, name: str) -> tuple[str, ...]:
         """All addresses of ``name``; none where it has none or nobody answers."""
-        kept = self._kept.get(name)
-        if kept is not None and kept[0] > self._clock():
-            return kept[1]
+        kept = self.known(name)
+        if kept is not None:
+            return kept
         task = self._asking.get(name)
         if task is None:
             task = self._asking[name] = asyncio.create_task(self._ask(name))

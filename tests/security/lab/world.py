@@ -225,10 +225,12 @@ class World:
         writer.close()
 
     async def _sizes(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun = b"\x16"  # as a TLS server's answer begins, and no further
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 18):
                 self.raw += data
-                writer.write(b"%d " % len(data))
+                writer.write(begun + b"%d " % len(data))
+                begun = b""
                 await writer.drain()
         writer.close()
 

@@ -14,6 +14,7 @@ from orchestrator.egress.flow import LiveFlow
 from orchestrator.egress.gateway import PROGRESS_S, Gateway, GatewayOptions
 from orchestrator.egress.links import LinkState
 from orchestrator.egress.recorder import Recorder
+from orchestrator.egress.session import Session
 from tests.unit.egress.hellos import hello
 
 Make = Callable[..., LinkState]
@@ -40,7 +41,8 @@ async def scene(state: Make) -> tuple[Gateway, SimpleNamespace, FakeRelay, list[
     gateway._loop = SimpleNamespace(time=lambda: clock.now)  # type: ignore[assignment]
     connection = Connection(state("allowed.example"), "tls", "203.0.113.10", 443, ())
     connection.received(hello(b"allowed.example"))
-    flow = LiveFlow("c-1", None, connection, recorder, 0.0)  # type: ignore[arg-type]
+    client = SimpleNamespace(fileno=lambda: -1, setsockopt=lambda *_: None, close=lambda: None)
+    flow = Session("c-1", client, connection, gateway._services, 0.0)  # type: ignore[arg-type]
     relay = FakeRelay()
     flow.relay = relay  # type: ignore[assignment]
     gateway.flows.add(flow)

@@ -1,0 +1,45 @@
+"""After a HelloRetryRequest the client says hello again: it must name the same host (RFC 8446, 4.1.2).
+
+The upstream is pinned by then, so another name could reach a co-tenant of the same place at most.  It is refused all the same.
+"""
+
+from __future__ import annotations
+
+from orchestrator.egress.hello import Hello, HelloReader
+
+_RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+_CHANGE_CIPHER_SPEC = b"\x14\x03\x03\x00\x01\x01"
+"""What a client may send before it, for middleboxes' sake (RFC 8446, D.4)."""
+
+
+def asks_again(flight: bytes) -> bool:
+    """True where a server's first bytes are a HelloRetryRequest: a ServerHello with its one random value."""
+    return flight[:1] == b"\x16" and flight[5:6] == b"\x02" and flight[11:43] == _RETRY
+
+
+class SecondHello:
+    """Takes the client's bytes from there on.  ``verdict``: None while more are needed, then whether the name is ``name``."""
+
+    __slots__ = ("_name", "_reader", "_start", "data", "verdict")
+
+    def __init__(self, name: str | None, *, allow_ech: bool) -> None:
+        self.data = bytearray()
+        self.verdict: bool | None = None
+        self._name = name
+        self._start: bytearray | None = bytearray()
+        self._reader = HelloReader(allow_ech=allow_ech)
+
+    def feed(self, data: bytes) -> bool | None:
+        self.data += data
+        if self._start is not None:
+            self._start += data
+            if _CHANGE_CIPHER_SPEC.startswith(self._start[: len(_CHANGE_CIPHER_SPEC)]):
+                if len(self._start) < len(_CHANGE_CIPHER_SPEC):
+                    return None
+                del self._start[: len(_CHANGE_CIPHER_SPEC)]
+            data, self._start = bytes(self._start), None
+        if data:
+            result = self._reader.feed(data)
+            if result is not None:
+                self.verdict = isinstance(result, Hello) and result.name == self._name
+        return self.verdict
