@@ -145,8 +145,7 @@ class Checks:
             begun = runner.life.since if runner is not None else 0.0
             return world.now - max(record.checked_at, begun) >= (ENDED_CHECK_S if ended else every)
         if job.state in ("queued", "in_progress", "waiting") and job.served != "ignored":
-            heard = job.story[-1].at if job.story else job.created_at
-            return world.now - max(record.checked_at, heard) >= 3 * every
+            return world.now - record.checked_at >= 3 * every
         return False
 
     def _images(self, name: str) -> Iterator[dict[str, tuple[str, ...]]]:

@@ -33,6 +33,7 @@ def learn(world: World, seen: Job, installation: Installation, finished: JobReco
         for moment in seen.story:
             merged = tell(merged, moment.at, moment.what, moment.detail)
         record = msgspec.structs.replace(known, job=merged)
+    record = msgspec.structs.replace(record, checked_at=world.now)
     if record.job.over and not record.over_at:
         record = msgspec.structs.replace(record, over_at=world.now)
         record = _told(record, world.now, "over", record.job.conclusion)

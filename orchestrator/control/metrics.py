@@ -29,6 +29,7 @@ HELP = {
     "github_calls": "Requests to GitHub by method, route and status",
     "worker_errors": "Faults in the worker's own code",
     "alarms": "Times that the destruction of a runner was late",
+    "orphans": "Registrations removed that nobody had a use for, by GitHub's answer",
     "looks": "Reconciliations by result",
     "ledger_events": "Events of the egress ledger received by verdict",
 }

@@ -27,6 +27,7 @@ from orchestrator.control.ingest import learn, settle
 from orchestrator.control.installations import Installations
 from orchestrator.control.observe import observe, strays
 from orchestrator.control.orders import Orders
+from orchestrator.control.orphans import sweep
 from orchestrator.control.policies import PolicyBook
 from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import Entry, Finished, JobRecord, Snapshot
@@ -57,7 +58,8 @@ class Means(msgspec.Struct, frozen=True):
 
 
 class Pass:
-    def __init__(self, means: Means, lease: Lease, snapshot: Snapshot, now: float) -> None:
+    def __init__(self, means: Means, lease: Lease, snapshot: Snapshot, now: float, *, sweep: bool = False) -> None:
+        """``sweep``: look for registrations at GitHub that nobody has a use for, too."""
         self.means = means
         self.lease = lease
         self.snapshot = snapshot
@@ -71,6 +73,7 @@ class Pass:
         """Hosts that are told nothing new, since it isn't known yet what they should be told."""
         self._unwanted: dict[str, set[str]] = {}
         self._known = snapshot.known
+        self._sweep = sweep
 
     async def run(self) -> bool:
         """True where another pass should follow at once."""
@@ -88,6 +91,8 @@ class Pass:
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
         await self._all(self.rebind.look_again(runner_id) for runner_id in self.rebind.bound())
+        if self._sweep and self._known:
+            await self._all([sweep(self.world, self.means.github, self.means.installations)])
         await self._write()
         await self._tell_hosts()
         await self._put_away()

@@ -21,6 +21,7 @@ from orchestrator.control.github import (
     Registration,
     Unavailable,
 )
+from orchestrator.control.orphans import owner_label
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.sealed import Seal
@@ -137,15 +138,15 @@ class Orders:
 
         A name that is taken is ours, from a try whose answer (or configuration) was lost: that one is removed first.
         """
-        scope = scope_of(record.life)
+        scope, labels = scope_of(record.life), (*record.life.labels, owner_label(self._world.settings.app_id))
         try:
-            return await self._github.generate_jit(scope, record.name, record.life.labels)
+            return await self._github.generate_jit(scope, record.name, labels)
         except NameTaken as error:
             stale = await self._github.find_runner(scope, record.name)
             if stale is not None and await self._github.delete_runner(scope, stale.id) == "busy":
                 self._later(record.id, error)
                 return None
-        return await self._github.generate_jit(scope, record.name, record.life.labels)
+        return await self._github.generate_jit(scope, record.name, labels)
 
     def _refuse(self, record: RunnerRecord, error: Refused | Missing) -> None:
         self._world.happen(record.id, RegistrationRefused(error.message))

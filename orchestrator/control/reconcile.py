@@ -12,6 +12,7 @@ from ulid import ULID
 from orchestrator.control.github import GitHub
 from orchestrator.control.installations import Installations
 from orchestrator.control.one_pass import Means, Pass
+from orchestrator.control.orphans import ORPHAN_S
 from orchestrator.control.policies import PolicyBook
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
@@ -49,6 +50,7 @@ class Reconciler:
         archive = Path(settings.state_dir) / "archive"
         self._means = Means(store, github, settings, book, Installations(github), seal, archive, make_id)
         self._swept = float("-inf")
+        self._looked_for_orphans = float("-inf")
 
     async def look(self) -> bool:
         """Look until nothing is left to do.  False where another worker has the lease, or took it over.
@@ -60,8 +62,11 @@ class Reconciler:
             return False
         keeper = asyncio.create_task(self._keep(lease))
         try:
-            for _ in range(PASSES):
-                one = Pass(self._means, lease, await self._store.snapshot(), self._clock())
+            for number in range(PASSES):
+                now = self._clock()
+                due = number == 0 and now - self._looked_for_orphans >= ORPHAN_S
+                self._looked_for_orphans = now if due else self._looked_for_orphans
+                one = Pass(self._means, lease, await self._store.snapshot(), now, sweep=due)
                 if not await one.run():
                     break
             await self._sweep(lease)

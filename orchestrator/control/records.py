@@ -25,7 +25,7 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     not_before: float = 0.0
     """No runner is made for it earlier."""
     checked_at: float = 0.0
-    """When GitHub was last asked about it."""
+    """When GitHub was last asked about it, or told of it; 0 where it should be asked at once."""
     refusal: str = ""
     """What its commit status ought to say of its policy; empty where nothing is wrong with it."""
     status: str = ""

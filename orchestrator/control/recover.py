@@ -12,6 +12,7 @@ import structlog
 from orchestrator.control.github import GitHub, GitHubRunner, Installation, Missing, Refused, RunnerScope
 from orchestrator.control.ingest import learn
 from orchestrator.control.installations import Installations
+from orchestrator.control.orphans import OWNER
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.world import World, runner_labels
 from orchestrator.core.flow import Identity
@@ -73,7 +74,8 @@ async def _look(github: GitHub, scope: RunnerScope, name: str) -> GitHubRunner |
 def _taken_back(
     world: World, host: str, seen: ObservedRunner, scope: RunnerScope, runner: GitHubRunner
 ) -> RunnerRecord | None:
-    machine = match_labels(runner.labels, world.settings.classes).machine
+    labels = [label for label in runner.labels if not label.startswith(OWNER)]
+    machine = match_labels(labels, world.settings.classes).machine
     if machine is None:
         return None
     life = wanted(
@@ -82,7 +84,7 @@ def _taken_back(
         installation=scope.installation,
         org=scope.org,
         repo=scope.repo,
-        labels=runner_labels(runner.labels),
+        labels=runner_labels(labels),
         meant_for=0,
         now=world.now,
         deadlines=world.settings.deadlines,

@@ -144,13 +144,17 @@ class World:
         return True
 
     def _blame(self, ended: Runner) -> None:
-        """A runner that ended before the job it was made for was served: the next one waits longer."""
+        """A runner that ended before the job it was made for was served: the next one waits longer.
+
+        GitHub is asked first whether the job still waits at all.
+        """
         record = self.jobs.get(ended.meant_for)
         if record is None or not record.job.wants_runner or ended.job_id or ended.reason in NO_FAILURE:
             return
         failed = record.job.replacements + 1
         waits = self.settings.pace.replace_s
-        self.put_job(msgspec.structs.replace(record, not_before=self.now + waits[min(failed, len(waits)) - 1]))
+        not_before = self.now + waits[min(failed, len(waits)) - 1]
+        self.put_job(msgspec.structs.replace(record, not_before=not_before, checked_at=0.0))
         self.change_job(ended.meant_for, replacements=failed)
         why = f"{ended.reason}: {ended.detail}" if ended.detail else ended.reason
         self.tell_job(ended.meant_for, "runner_failed", f"{ended.host or 'no host'}: {why}"[:500])

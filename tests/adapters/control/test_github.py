@@ -110,6 +110,7 @@ async def test_a_runner_from_registration_to_removal(place: Place) -> None:
     assert (seen.name, seen.online, seen.busy, set(seen.labels)) == ("ironcd-a", False, False, set(LABELS))
     assert await place.github.find_runner(place.org, "ironcd-a") == seen
     assert await place.github.find_runner(place.org, "ironcd-b") is None
+    assert await place.github.list_runners(place.org) == [seen]
     assert await place.github.delete_runner(place.org, held.github_id) == "deleted"
     assert await place.github.delete_runner(place.org, held.github_id) == "absent"
     assert await place.github.get_runner(place.org, held.github_id) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from orchestrator.control.github import Missing, RateLimited, Refused, Unavailable
+from orchestrator.control.github import Missing, RateLimited, Refused, RunnerScope, Unavailable
 from orchestrator.core.inbox import InstallationNews
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.wire import Failure, GuestClaim
@@ -607,3 +607,23 @@ async def _sighting(stage: Stage):  # type: ignore[no-untyped-def]
     from orchestrator.control.records import Sighting
 
     return Sighting(stage.now, stage.hosts["h1"].report(stage.now))
+
+
+async def test_orphaned_registrations_are_removed_and_others_left(stage: Stage) -> None:  # 18
+    await ready(stage, 1)
+    scope, old = RunnerScope(INSTALLATION, org=ORG), "ironcd-01hf7yat000000000000000000"
+    await stage.github.generate_jit(scope, old, ("ironcd", "ironcd-by-1"))
+    kept = {"ironcd-01hf7yat000000000000000001": ("ironcd", "ironcd-by-2"), "somebody-elses": ("ironcd-by-1",)}
+    kept["ironcd-01hf7yat000000000000000002"] = ("ironcd-by-1",)
+    for name, labels in kept.items():
+        await stage.github.generate_jit(scope, name, labels)
+    busy = next(key for key, seen in stage.github.runners.items() if seen.name.endswith("2"))
+    stage.github.runners[busy] = msgspec.structs.replace(stage.github.runners[busy], busy=True)
+    stage.now += 599
+    await stage.fresh().look()
+    assert old in named(stage)
+    stage.now += 2
+    await stage.hosts_move()
+    await stage.fresh().look()
+    assert old not in named(stage)
+    assert set(kept) <= named(stage)
