@@ -26,6 +26,7 @@ from orchestrator.system.files import write_atomic
 
 HOLDS = "holds.json"
 DELETIONS = "deletions.jsonl"
+NEVER = 1e15
 
 _events = msgspec.json.Decoder(Event)
 _stones = msgspec.json.Decoder(Tombstone)
@@ -55,7 +56,7 @@ def retain(
         holds = load_holds(folder)
         for name in streams(folder):
             for day in days.days(folder / name):
-                if days.sealed_file(folder / name, day).exists() and not days.open_file(folder / name, day).exists():
+                if _is_to_be_looked_at(folder / name, day, retention, now):
                     thinning = _Thinning(folder / name, day, retention, holds, now)
                     if thinning.done.records or thinning.done.held:
                         if thinning.done.records and not dry_run:
@@ -63,6 +64,29 @@ def retain(
                         yield thinning.done
                     if not dry_run:
                         refresh_parquet(folder / name, day, engine)  # a crash may have left the one with all records
+                        thinning.note_next()
+
+
+class Next(msgspec.Struct, frozen=True):
+    """When a day is to be looked at again, as long as the configuration stays the same: a year's days aren't read each day."""
+
+    at: float
+    retention: Retention
+
+
+def _next_file(folder: Path, day: str) -> Path:
+    return folder / f"{day}.next.json"
+
+
+def _is_to_be_looked_at(folder: Path, day: str, retention: Retention, now: float) -> bool:
+    if not days.sealed_file(folder, day).exists() or days.open_file(folder, day).exists():
+        return False
+    try:
+        known = msgspec.json.decode(_next_file(folder, day).read_bytes(), type=Next)
+    except (OSError, msgspec.MsgspecError):
+        return True
+    stale = days.sealed_file(folder, day).stat().st_mtime_ns > _next_file(folder, day).stat().st_mtime_ns
+    return stale or known.retention != retention or now >= known.at
 
 
 class _Thinning:
@@ -72,6 +96,7 @@ class _Thinning:
         self._folder, self._day, self._now = folder, day, now
         self._retention, self._holds = retention, holds
         self.done = Deleted(folder.name, day, now)
+        self._next = NEVER
         for line in days.lines(folder, day):
             self._judge(line, self.done)
 
@@ -83,6 +108,10 @@ class _Thinning:
             os.fsync(file.fileno())
         write_sealed(days.sealed_file(self._folder, self._day), self._thinned(stops))
         refresh_parquet(self._folder, self._day, engine)
+
+    def note_next(self) -> None:
+        """To be called once all else is on the disk."""
+        write_atomic(_next_file(self._folder, self._day), msgspec.json.encode(Next(self._next, self._retention)))
 
     def _thinned(self, stops: set[int]) -> Iterator[bytes]:
         grave: Grave | None = None
@@ -113,10 +142,13 @@ class _Thinning:
             event = _events.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        if event.ts >= self._retention.cutoff(event, self._now):
+        due = self._retention.due(event)
+        if self._now <= due:
+            self._next = min(self._next, due)
             return None
         if any(hold.holds(event) for hold in self._holds):
             counted.held += 1
+            self._next = min(self._next, self._now)
             return None
         if class_of(event) == "egress":
             counted.egress += 1

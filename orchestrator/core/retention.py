@@ -6,6 +6,7 @@ marks.  *egress*: everything else, which is traffic that a policy allows.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -34,11 +35,11 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def keep_of(self, org: str) -> Keep:
         return self.organisations.get(org.lower(), self.keep)
 
-    def cutoff(self, event: Event, now: float) -> float:
-        """Records of ``event``'s class and organisation that are older may go; 0 where none may."""
+    def due(self, event: Event) -> float:
+        """When ``event`` may go; infinity where it never may."""
         keep = self.keep_of(event.who.org or event.who.repo.partition("/")[0])
         days = keep.egress_days if class_of(event) == "egress" else keep.security_days
-        return now - days * DAY_S if days > 0 else 0.0
+        return event.ts + days * DAY_S if days > 0 else math.inf
 
     def youngest_cutoff(self, now: float) -> float:
         """No record that is younger may have been deleted, whoever's it was."""

@@ -160,3 +160,15 @@ def test_a_crash_before_the_index_was_made_anew_is_mended(
     run(tmp_path, engine, YEAR)
     assert look(tmp_path, engine, YEAR).intact
     assert b"site1.example" not in days.parquet_file(made.folder, DAYS[0]).read_bytes()
+
+
+def test_a_day_is_looked_at_again_when_something_in_it_may_go(
+    made: Made, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, engine, DAY + 300 * DAY_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(days, "lines", lambda *_args: 1 / 0)
+        assert run(tmp_path, engine, DAY + 301 * DAY_S) == []
+    assert len(run(tmp_path, engine, DAY + 301 * DAY_S, Retention(Keep(300, 300)))) == 3
+    add_hold(tmp_path, Hold("case", "suit"))
+    assert len(seqs(tmp_path)) == 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
@@ -32,12 +34,12 @@ def test_classes(changes: dict[str, object], expected: str) -> None:
     assert class_of(changed(**changes)) == expected
 
 
-def test_cutoffs() -> None:
+def test_times() -> None:
     now = 1000 * DAY_S
     kept = Retention(Keep(10, 20), {"acme": Keep(5, 0)})
-    assert kept.cutoff(EVENT, now) == 995 * DAY_S
-    assert kept.cutoff(changed(verdict="blocked"), now) == 0.0
-    assert kept.cutoff(changed(who=Identity("R", repo="other/app")), now) == 990 * DAY_S
+    assert kept.due(EVENT) == 100 + 5 * DAY_S
+    assert kept.due(changed(verdict="blocked")) == math.inf
+    assert kept.due(changed(who=Identity("R", repo="other/app"))) == 100 + 10 * DAY_S
     assert kept.youngest_cutoff(now) == 995 * DAY_S
     assert Retention(Keep(0, 0)).youngest_cutoff(now) == 0.0
 
