@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import time
@@ -67,6 +68,7 @@ class Ledger:
         self._clock = clock
         self._waiting: list[Event] = []
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._stopping = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, "ledger")
@@ -87,8 +89,9 @@ class Ledger:
             self.lost += 1
             return
         self._waiting.append(event)
-        if len(self._waiting) == 1 or len(self._waiting) >= COMMIT_LINES:
-            self._wake.set()
+        self._wake.set()
+        if len(self._waiting) >= COMMIT_LINES:
+            self._hurry.set()
 
     def flush(self) -> None:
         """Hand everything appended so far to the kernel.  Raises LedgerFull where it doesn't take it."""
@@ -104,6 +107,7 @@ class Ledger:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
         self._wake.set()
+        self._hurry.set()
         await future
 
     async def run(self) -> None:
@@ -111,8 +115,9 @@ class Ledger:
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             await self._wake.wait()
-            self._wake.clear()
             await self._pause()
+            self._wake.clear()
+            self._hurry.clear()
             waiters, self._waiters = self._waiters, []
             try:
                 self._flush()
@@ -127,16 +132,13 @@ class Ledger:
         """Make `run` return once what it is writing is written."""
         self._stopping.set()
         self._wake.set()
+        self._hurry.set()
 
     async def _pause(self) -> None:
         """Let lines gather for a moment; whoever waits for one cuts it short."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COMMIT_S):
-                while not (self._waiters or self._stopping.is_set() or len(self._waiting) >= COMMIT_LINES):
-                    await self._wake.wait()
-                    self._wake.clear()
-        except TimeoutError:
-            pass
+                await self._hurry.wait()
 
     def commit(self) -> None:
         """Bring what is appended to the disk, here and now.  Raises LedgerFull."""
