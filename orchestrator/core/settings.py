@@ -60,3 +60,5 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Disk kept back from VMs, in GiB."""
     block_when_ledger_full: bool = True
     """With no room for the record, block; without this, let through what can't be recorded."""
+    ledger_days: int = 90
+    """The host keeps its own copy of its ledger for so many days after the control plane has it; 0 keeps it for ever."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import random
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -176,7 +177,7 @@ class Service:
         patience = 0.0
         while not self.stopping.is_set():
             try:
-                sent = shipper.ship()
+                sent = shipper.ship() or shipper.let_go(self.settings.ledger_days, time.time())
                 patience = 0.0
             except HostError as error:
                 patience = self._back_off(error, patience)

@@ -7,6 +7,7 @@ and the size of the newest checkpoint that it keeps.  A control plane that answe
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,12 @@ from orchestrator.core.wire import LedgerAck, LedgerBatch
 from orchestrator.host.control import Control
 from orchestrator.host.paths import HostPaths
 from orchestrator.system.files import write_atomic
-from orchestrator.system.segments import LedgerReader, seq_of
+from orchestrator.system.segments import LedgerReader, ended, seq_of
 
 BATCH = 500
+KEPT_DAYS = 2
+"""At least: the ledger's writer goes on from where it stood at its last checkpoint."""
+LOOK_S = 3600.0
 CHECKPOINTS = 200
 """At most so many in a batch."""
 
@@ -42,11 +46,13 @@ class Shipper:
         self._host = host
         self._control = control
         self._reader = LedgerReader(paths.ledger)
+        self._folder = paths.ledger
         self._checkpoints = paths.ledger / "checkpoints.jsonl"
         self._key = paths.ledger.parent / "ledger-key.pub"
         self._file = paths.shipped
         self._at = _read(self._file)
         self._takes_checkpoints = True
+        self._looked_at = 0.0
 
     def ship(self) -> int:
         """Send one batch; how many lines and checkpoints it had.  Raises HostError where the control plane can't take it."""
@@ -66,6 +72,23 @@ class Shipper:
         sent = seq_of(lines[-1].encode()) if lines else self._at.sent
         self._note(msgspec.structs.replace(self._after(ack, reach), sent=sent))
         return len(lines) + len(notes)
+
+    def let_go(self, days: int, now: float) -> int:
+        """Delete day files that are older than ``days`` and whose lines and checkpoints the control plane has; how many.
+
+        Looks once an hour.
+        """
+        if days <= 0 or now - self._looked_at < LOOK_S:
+            return 0
+        self._looked_at = now
+        oldest = datetime.fromtimestamp(now, UTC).date() - timedelta(days=max(days, KEPT_DAYS))
+        count = 0
+        for path, last in ended(self._folder):
+            if path.stem >= oldest.isoformat() or last >= self._at.next_seq or last > self._at.checkpoint:
+                break
+            path.unlink()
+            count += 1
+        return count
 
     def _notes(self) -> tuple[list[str], Shipped]:
         """The notes that are to be sent, and where the reading of them ended."""

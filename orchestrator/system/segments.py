@@ -8,6 +8,7 @@ is told of it.  The oldest files may be gone (retention); a reader then starts a
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -52,6 +53,17 @@ def durable_seq(folder: Path) -> int:
     except FileNotFoundError:
         return 0
     return int.from_bytes(mark, "big") if len(mark) == 8 else 0
+
+
+def ended(folder: Path) -> list[tuple[Path, int]]:
+    """The day files that have a later one behind them, oldest first, each with the number of its last line."""
+    files = segments(folder)
+    found = []
+    for path, later in itertools.pairwise(files):
+        first = _first(later)
+        if first:
+            found.append((path, first - 1))
+    return found
 
 
 class LedgerReader:

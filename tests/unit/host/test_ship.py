@@ -194,3 +194,53 @@ def test_a_host_restored_from_an_older_state_asks_once_and_waits(paths):
     assert _all(shipper) == 6
     assert shipper.ship() == 0
     assert control.wanted == 11
+
+
+NOW = 1767225600.0 + 100 * 86400  # 2026-04-11
+
+
+def _days(paths) -> list[str]:
+    return sorted(path.stem for path in paths.ledger.glob("????-??-??.jsonl"))
+
+
+def _shipped(paths, control) -> Shipper:
+    for number, day in enumerate(("2026-01-01", "2026-01-02", "2026-04-09", "2026-04-11")):
+        _write(paths, day, 1 + 5 * number, 5)
+    shipper = Shipper("h", paths, control)
+    _all(shipper)
+    return shipper
+
+
+def test_old_days_go_once_the_control_plane_has_them_signed(paths):
+    _checkpoint(paths, 20)
+    shipper = _shipped(paths, Keeping())
+    assert shipper.let_go(90, NOW) == 2
+    assert _days(paths) == ["2026-04-09", "2026-04-11"]
+    lines = _write(paths, "2026-04-12", 21, 2)
+    control = Keeping()
+    control.wanted = 21
+    _all(Shipper("h", paths, control))
+    assert control.lines == lines
+
+
+def test_nothing_goes_that_is_young_or_unsigned_or_not_to_go(paths):
+    _checkpoint(paths, 7)
+    control = Keeping()
+    shipper = _shipped(paths, control)
+    assert shipper.let_go(0, NOW) == 0
+    assert shipper.let_go(90, NOW) == 1  # the first day alone is signed to its end
+    assert shipper.let_go(1, NOW + 10) == 0  # looked at a moment ago
+    assert _days(paths) == ["2026-01-02", "2026-04-09", "2026-04-11"]
+
+
+def test_nothing_goes_that_was_not_shipped(paths):
+    _write(paths, "2026-01-01", 1, 5)
+    _write(paths, "2026-04-11", 6, 5)
+    assert Shipper("h", paths, Keeping()).let_go(90, NOW) == 0
+
+
+def test_the_days_before_today_stay_whatever_is_configured(paths):
+    _checkpoint(paths, 20)
+    shipper = _shipped(paths, Keeping())
+    shipper.let_go(1, NOW)
+    assert _days(paths) == ["2026-04-09", "2026-04-11"]
