@@ -14,11 +14,12 @@ import msgspec
 
 from orchestrator.core.errors import HostError
 from runner_image import store
+from runner_image.base import make_base
 from runner_image.disk import make_disk
 from runner_image.initrd import make_initrd
 from runner_image.machine import read_machine
 from runner_image.recipe import HERE, SUITE, Recipe, make_recipe, own_digests
-from runner_image.rootfs import Facts, bootstrap, customise, kernel_of, read_facts
+from runner_image.rootfs import Facts, customise, kernel_of, read_facts
 from runner_image.store import Image, Manifest
 from runner_image.tarball import RunnerSource, fetch
 
@@ -57,7 +58,7 @@ def build_image(
     with store.building(cache_dir, waiting=lambda: progress("Waiting for another build to end")):
         there = store.read_image(cache_dir / "images" / digest, name)
         if there is None or rebuild:
-            _build(cache_dir, recipe, name, tarball, progress)
+            _build(cache_dir, recipe, name, tarball, rebuild=rebuild, progress=progress)
         else:
             progress(f"Using image {digest[:12]}, which is there already")
         store.point(cache_dir, name, digest)
@@ -84,12 +85,11 @@ def check_machine(cache_dir: Path) -> None:
         )
 
 
-def _build(cache_dir: Path, recipe: Recipe, name: str, tarball: Path, progress: Progress) -> None:
+def _build(cache_dir: Path, recipe: Recipe, name: str, tarball: Path, *, rebuild: bool, progress: Progress) -> None:
     with store.workplace(cache_dir) as work:
         root, built = work / "root", work / "image"
         built.mkdir()
-        progress(f"Installing Debian {recipe.suite} ({len(recipe.packages)} packages and what they need)")
-        bootstrap(root, recipe)
+        make_base(root, recipe, cache_dir / "bases", fresh=rebuild, progress=progress)
         progress("Adding the runner, the guest's own process and its settings")
         customise(root, recipe, recipe.digest, tarball)
         progress("Reading packages and presets off the image")

@@ -211,7 +211,7 @@ def own_files() -> Iterator[Path]:
 def _builder() -> str:
     """The code that decides what an image looks like; a change in it makes another image."""
     whole = hashlib.sha256()
-    for name in ("rootfs.py", "initrd.py", "disk.py"):
+    for name in ("base.py", "rootfs.py", "initrd.py", "disk.py"):
         whole.update((HERE / name).read_bytes())
     return whole.hexdigest()
 

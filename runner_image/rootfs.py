@@ -1,4 +1,4 @@
-"""The image's root file system: Debian by mmdebstrap, then our files over it.  cloud-init stays as Debian ships it."""
+"""Our part of the image's root file system, laid over Debian.  cloud-init stays as Debian ships it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from orchestrator.core.errors import HostError
 from orchestrator.system.process import CommandFailed, run
-from runner_image.machine import AptSource, machine_apt_proxies
+from runner_image.base import sources_file
 from runner_image.presets import read_presets
 from runner_image.recipe import HERE, HOOK, PATH, RUNNER_FOLDER, RUNNER_UID, RUNNER_USER, Recipe, own_files
 from runner_image.tarball import unpack
 
-_BOOTSTRAP_S = 1800.0
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _EXECUTABLE = frozenset({"guest/ironcd-guest", "guest/job-started.sh"})
 _MODES = {"tree/etc/sudoers.d/ironcd": 0o440}
 
@@ -42,46 +38,6 @@ class Facts(msgspec.Struct, frozen=True):
     kernel: str
     presets: dict[str, tuple[str, ...]]
     packages: tuple[Package, ...]
-
-
-def bootstrap(root: Path, recipe: Recipe) -> None:
-    """Install the recipe's packages into ``root``, which must not exist.
-
-    The whole of it runs in a mount and a process namespace of its own and dies with us: a build that was killed leaves
-    neither a process nor a mount behind.
-    """
-    configuration = root.with_suffix(".apt")
-    configuration.write_text(_build_configuration(recipe), encoding="utf-8")
-    sources = root.with_suffix(".sources")
-    sources.write_text(sources_file(recipe.machine.apt, guest=False), encoding="utf-8")
-    shell = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command = [
-        *("mmdebstrap", "--mode=root", "--variant=apt", "--format=directory", "--quiet"),
-        f"--architectures={recipe.architecture}",
-        f"--include={','.join(recipe.packages)}",
-        f"--aptopt={configuration}",
-        f"--dpkgopt={HERE / 'tree/etc/dpkg/dpkg.cfg.d/ironcd'}",
-        *(recipe.suite, str(root), str(sources)),
-    ]
-    try:
-        # linux-image's hook makes no initrd with INITRD=No: ours is made in its place.
-        run([*shell, *command], env={"PATH": PATH, "INITRD": "No"}, timeout_s=_BOOTSTRAP_S, cwd="/")
-    except CommandFailed as error:
-        raise HostError(
-            f"Debian {recipe.suite} can't be installed into an image: {error.message}",
-            code="image-bootstrap",
-            remedy="Check that the machine's package mirror is reachable and has that suite; install `mmdebstrap` and an "
-            "up-to-date `debian-archive-keyring`.",
-        ) from error
-
-
-def sources_file(sources: Sequence[AptSource], *, guest: bool) -> str:
-    """In apt's deb822 format; with ``guest`` the addresses that a VM uses."""
-    return "\n".join(
-        f"Types: deb\nURIs: {source.guest_uri if guest else source.uri}\nSuites: {source.suite}\n"
-        f"Components: {source.component}\nSigned-By: {_KEYRING}\n"
-        for source in sources
-    )
 
 
 def customise(root: Path, recipe: Recipe, digest: str, tarball: Path) -> None:
@@ -172,11 +128,6 @@ def licences(copyright_file: Path) -> tuple[str, ...]:
         return ()
     names = (line.removeprefix("License:").strip() for line in text.splitlines() if line.startswith("License:"))
     return tuple(sorted({name for name in names if name}))
-
-
-def _build_configuration(recipe: Recipe) -> str:
-    options = {**recipe.machine.apt_options, **machine_apt_proxies(), "APT::Install-Recommends": "false"}
-    return "".join(f'{name} "{value}";\n' for name, value in options.items())
 
 
 def _clean(root: Path) -> None:

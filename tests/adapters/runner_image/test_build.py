@@ -41,7 +41,9 @@ def test_the_same_recipe_is_found_again_and_not_built(image: Image, runner_sourc
 def test_another_user_can_read_what_qemu_needs(image: Image) -> None:
     for part in ("disk.qcow2", "vmlinuz", "initrd"):
         path = str(image.folder / part)
-        done = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", "head", "-c1", path], capture_output=True, check=False)
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--clear-groups", "head", "-c1", path], capture_output=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -90,7 +92,7 @@ def test_a_build_that_is_killed_leaves_no_process_and_no_mount(tmp_path: Path, r
     try:
         assert process.stdout is not None
         assert any(line.startswith("Installing Debian") for line in process.stdout)
-        wait_until(lambda: any(tmp_path.glob("images/.build-*/root/usr")))
+        wait_until(lambda: any(tmp_path.glob("images/.build-*/root.work/*/usr")))
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()

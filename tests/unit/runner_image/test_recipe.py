@@ -72,15 +72,15 @@ def test_the_order_of_extra_packages_changes_nothing() -> None:
 
 
 def test_a_change_in_any_file_of_ours_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("guest/a.py", "initrd/init", "tree/etc/fstab", "rootfs.py", "initrd.py", "disk.py"):
+    for name in ("guest/a.py", "initrd/init", "tree/etc/fstab", "base.py", "rootfs.py", "initrd.py", "disk.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("before")
     monkeypatch.setattr(module, "HERE", tmp_path)
     seen = {make().digest}
-    for name in ("guest/a.py", "initrd/init", "tree/etc/fstab", "rootfs.py", "initrd.py", "disk.py"):
+    for name in ("guest/a.py", "initrd/init", "tree/etc/fstab", "base.py", "rootfs.py", "initrd.py", "disk.py"):
         (tmp_path / name).write_text("after")
         seen.add(make().digest)
-    assert len(seen) == 7
+    assert len(seen) == 8
 
 
 def test_compiled_files_are_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

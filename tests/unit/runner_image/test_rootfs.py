@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import HostError
+from runner_image.base import sources_file
 from runner_image.build import _check_cloud_init
 from runner_image.disk import disk_size, used_bytes
 from runner_image.machine import AptSource
-from runner_image.rootfs import licences, sources_file
+from runner_image.rootfs import licences
 
 SOURCE = AptSource("http://mirror.example/debian", "trixie", "main", "https://mirror.example/debian")
 
