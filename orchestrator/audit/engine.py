@@ -85,6 +85,18 @@ class Engine:
         )
         return [event for row in rows.fetchall() if (event := _event(row)) is not None]
 
+    def places(
+        self, parquet: Sequence[Path], where: Sequence[str], values: Sequence[Any], limit: int
+    ) -> list[tuple[str, int]]:
+        """File and number of the newest ``limit`` events of these files for which every one of ``where`` holds."""
+        condition = f" WHERE {' AND '.join(where)}" if where else ""
+        rows = self._cursor().execute(
+            f"SELECT filename, seq FROM read_parquet(?, filename=true){condition} "  # noqa: S608 - conditions of ours, values apart
+            f"ORDER BY ts DESC, gateway DESC, seq DESC LIMIT {int(limit)}",
+            [[str(path.resolve()) for path in parquet], *values],
+        )
+        return [(str(file), int(seq)) for file, seq in rows.fetchall()]
+
     def make(self, lines: Path, parquet: Path) -> int:
         """Write ``parquet`` out of the events in ``lines`` (compressed or not), whole or not at all; how many there are."""
         part = parquet.with_name(f".{parquet.name}.part")

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import zstandard
 
-from orchestrator.audit import days
+from orchestrator.audit import days, frames
 from orchestrator.audit.engine import Engine
 from orchestrator.audit.streams import streams
 from orchestrator.audit.verify import Start
@@ -29,8 +29,7 @@ from orchestrator.system.files import sync_folder, write_atomic
 
 GRACE_S = 600.0
 """A day is sealed so long after it ended: a batch that was being filed at midnight belongs to it."""
-LEVEL = 3
-"""Higher ones take twice the time and save a twentieth: most of a line that isn't repeated is hashes."""
+
 _CHUNK = 1 << 20
 
 log = structlog.get_logger()
@@ -110,30 +109,21 @@ def write_sealed(path: Path, lines: Iterable[bytes]) -> None:
     wanted = hashlib.sha256()
     with part.open("wb") as file:
         os.fchmod(file.fileno(), 0o600)
-        with zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).stream_writer(file, closefd=False) as writer:
-            for chunk in _chunks(lines):
-                wanted.update(chunk)
-                writer.write(chunk)
+        for content in frames.write(file, lines):
+            wanted.update(content)
         file.flush()
         os.fsync(file.fileno())
     found = hashlib.sha256()
-    with part.open("rb") as file:
-        for chunk in zstandard.ZstdDecompressor().read_to_iter(file, read_size=1 << 20):
+    with (
+        part.open("rb") as written,
+        zstandard.ZstdDecompressor().stream_reader(written, read_across_frames=True) as reader,
+    ):
+        while chunk := reader.read(_CHUNK):
             found.update(chunk)
     if found.digest() != wanted.digest():
         raise OSError(f"{part} doesn't hold what was written to it")
     os.replace(part, path)
     sync_folder(path.parent)
-
-
-def _chunks(lines: Iterable[bytes]) -> Iterator[bytes]:
-    gathered = bytearray()
-    for line in lines:
-        gathered += line
-        if len(gathered) >= _CHUNK:
-            yield bytes(gathered)
-            gathered.clear()
-    yield bytes(gathered)
 
 
 def _as_it_is(folder: Path, day: str) -> Iterator[bytes]:

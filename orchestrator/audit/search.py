@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from orchestrator.audit import days as day_files
+from orchestrator.audit.frames import Frames
 from orchestrator.audit.ledger import Ledger, event_of
 from orchestrator.core.flow import Event
 from orchestrator.system.day_lines import day_of
@@ -142,18 +143,34 @@ def _ask(ledger: Ledger, query: Query, chunk: Sequence[_Day], before: Place | No
     import duckdb
 
     files = [day.file for day in chunk if day.file is not None]
+    sealed = [file for file in files if file.suffix == ".parquet"]
+    fresh = [file for file in files if file.suffix != ".parquet"]
     where, values = _conditions(query, before)
     try:
-        return ledger.engine.select(
-            [file for file in files if file.suffix == ".parquet"],
-            [file for file in files if file.suffix != ".parquet"],
-            where,
-            values,
-            limit,
-        )
-    except duckdb.Error as error:  # one was removed or spoiled: the lines say the same, slowly
+        if fresh:
+            return ledger.engine.select(sealed, fresh, where, values, limit)
+        return _fetch(ledger.engine.places(sealed, where, values, limit), query)
+    except (duckdb.Error, OSError, ValueError) as error:  # removed or spoiled meanwhile: the lines say the same, slowly
         log.error("search_engine_failed", error=str(error)[:500])  # noqa: TRY400 - says it all
         return _newest(_scan(ledger, query, chunk), before, limit)
+
+
+def _fetch(places: Iterable[tuple[str, int]], query: Query) -> list[Event]:
+    """The events at these places, out of the compressed lines.  Raises ValueError where one isn't there, and OSError."""
+    decoder = msgspec.json.Decoder(Event)
+    by_file: dict[str, list[int]] = {}
+    for file, seq in places:
+        by_file.setdefault(file, []).append(seq)
+    events = []
+    for file, seqs in by_file.items():
+        parquet = Path(file)
+        found = Frames(day_files.sealed_file(parquet.parent, parquet.stem)).lines(seqs)
+        for seq in seqs:
+            event = event_of(found.get(seq, b""), decoder)
+            if event is None or not query.matches(event):
+                raise ValueError(f"{file} names record {seq}, and the lines don't have it")
+            events.append(event)
+    return events
 
 
 def _conditions(query: Query, before: Place | None) -> tuple[list[str], list[Any]]:
