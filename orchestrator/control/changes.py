@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from orchestrator.control.records import JobRecord, RepoPolicy, RunnerRecord, Sum
+from orchestrator.control.records import JobRecord, RepoPolicy, RunnerRecord, Sum, Swept
 from orchestrator.core.inbox import Keys
 from orchestrator.core.policy import Policy
 from orchestrator.core.wire import Desired
@@ -89,6 +89,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "fence"
 
     @property
+    def redelivery(self) -> str:
+        """How far deliveries were swept, and what was asked for again."""
+        return self.prefix + "redelivery"
+
+    @property
     def known(self) -> str:
         return self.prefix + "known"
 
@@ -156,6 +161,9 @@ class Changes:
                 self.count(f"phase_seconds_bucket{{phase={phase},le={bucket}}}")
         self.count(f"phase_seconds_count{{phase={phase}}}")
         self._add("HINCRBYFLOAT", self._names.counters, f"phase_seconds_sum{{phase={phase}}}", f"{seconds:.3f}")
+
+    def put_swept(self, swept: Swept) -> None:
+        self._add("SET", self._names.redelivery, _encode(swept))
 
     def set_known(self) -> None:
         self._add("SET", self._names.known, 1)

@@ -66,6 +66,24 @@ class Installation(msgspec.Struct, frozen=True):
     suspended: bool = False
 
 
+class HookDelivery(msgspec.Struct, frozen=True):
+    """One attempt to deliver one event to the App's webhook; all attempts of one event have its ``guid``."""
+
+    id: int
+    guid: str
+    at: float
+    """When it was sent."""
+    ok: bool
+    """It was answered 2xx."""
+
+
+class DeliveryPage(msgspec.Struct, frozen=True):
+    deliveries: tuple[HookDelivery, ...]
+    """Latest first."""
+    cursor: str = ""
+    """Of the page that follows; empty on the last."""
+
+
 class GitHub(Protocol):
     """All calls raise `GitHubFailure`s.  ``repo`` is ``owner/name``."""
 
@@ -113,6 +131,14 @@ class GitHub(Protocol):
 
     async def repositories(self, installation: int) -> list[str]:
         """All repositories that an installation may see."""
+        ...
+
+    async def deliveries(self, cursor: str = "") -> DeliveryPage:
+        """One page of the attempts that GitHub made to deliver to the App's webhook."""
+        ...
+
+    async def redeliver(self, delivery_id: int) -> None:
+        """Have GitHub try once more; it does so in its own time."""
         ...
 
     async def close(self) -> None: ...

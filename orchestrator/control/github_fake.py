@@ -16,7 +16,9 @@ import msgspec
 from orchestrator.control.github import (
     CommitState,
     Conclusion,
+    DeliveryPage,
     GitHubRunner,
+    HookDelivery,
     Installation,
     Missing,
     NameTaken,
@@ -43,6 +45,12 @@ class FakeGitHub:
         self.check_runs: list[tuple[str, str, str, Conclusion, str, str]] = []
         """Repository, commit, name, conclusion, title, summary."""
         self.apps: dict[int, Installation] = {}
+        self.attempts: list[HookDelivery] = []
+        """Of deliveries to the webhook, oldest first."""
+        self.page = 100
+        """So many of them on one page."""
+        self.redelivered: Callable[[HookDelivery], HookDelivery] = _failed_again
+        """What comes of an attempt that was asked for."""
         self.calls: list[str] = []
         self._ids = itertools.count(1)
 
@@ -136,6 +144,20 @@ class FakeGitHub:
             owner = self.apps[installation].account
             return sorted({repo for repo, _ in self.files if repo.startswith(owner + "/")})
 
+    async def deliveries(self, cursor: str = "") -> DeliveryPage:
+        with self._call("deliveries"):
+            older = [seen for seen in reversed(self.attempts) if not cursor or seen.id < int(cursor)]
+            here = tuple(older[: self.page])
+            return DeliveryPage(here, str(here[-1].id) if len(older) > len(here) else "")
+
+    async def redeliver(self, delivery_id: int) -> None:
+        with self._call("redeliver"):
+            attempt = next((seen for seen in self.attempts if seen.id == delivery_id), None)
+            if attempt is None:
+                raise Missing(f"delivery {delivery_id}")
+            fresh = msgspec.structs.replace(attempt, id=max(seen.id for seen in self.attempts) + 1)
+            self.attempts.append(self.redelivered(fresh))
+
     # What happens at GitHub
 
     def give(self, job_id: int, runner_name: str) -> Job:
@@ -163,6 +185,10 @@ class FakeGitHub:
     def _known(self, installation: int) -> None:
         if installation not in self.apps:
             raise Missing(f"installation {installation}")
+
+
+def _failed_again(attempt: HookDelivery) -> HookDelivery:
+    return attempt
 
 
 class _Call:

@@ -10,7 +10,6 @@ import base64
 import binascii
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Any
 
 import httpx
@@ -21,6 +20,7 @@ from githubkit.exception import GitHubException, RequestError, RequestFailed, Re
 from orchestrator.control.github import (
     CommitState,
     Conclusion,
+    DeliveryPage,
     GitHubRunner,
     Installation,
     Missing,
@@ -33,9 +33,16 @@ from orchestrator.control.github import (
     RunnerScope,
     Unavailable,
 )
+from orchestrator.control.github_answers import (
+    deliveries_of,
+    installation_from,
+    job_of,
+    message_of,
+    runner_of,
+)
 from orchestrator.control.github_tokens import Token, Tokens
 from orchestrator.control.github_transport import Gauge, Transport
-from orchestrator.core.job import Job, state_of
+from orchestrator.core.job import Job
 
 TIMEOUT_S = 15.0
 SECONDARY_S = 60.0
@@ -103,16 +110,16 @@ class KitGitHub:
     async def find_runner(self, scope: RunnerScope, name: str) -> GitHubRunner | None:
         path = f"{_scope_path(scope)}/actions/runners"
         seen = await self._get(scope.installation, path, {"name": name, "per_page": 100})
-        found = (_runner(item) for item in (seen or {}).get("runners", []))
+        found = (runner_of(item) for item in (seen or {}).get("runners", []))
         return next((runner for runner in found if runner.name == name), None)
 
     async def list_runners(self, scope: RunnerScope) -> list[GitHubRunner]:
         path = f"{_scope_path(scope)}/actions/runners"
-        return [_runner(item) for item in await self._list(scope.installation, path, {}, "runners")]
+        return [runner_of(item) for item in await self._list(scope.installation, path, {}, "runners")]
 
     async def get_runner(self, scope: RunnerScope, github_id: int) -> GitHubRunner | None:
         seen = await self._get(scope.installation, f"{_scope_path(scope)}/actions/runners/{github_id}")
-        return None if seen is None else _runner(seen)
+        return None if seen is None else runner_of(seen)
 
     async def delete_runner(self, scope: RunnerScope, github_id: int) -> Removal:
         path = f"{_scope_path(scope)}/actions/runners/{github_id}"
@@ -130,11 +137,11 @@ class KitGitHub:
 
     async def get_job(self, installation: int, repo: str, job_id: int) -> Job | None:
         seen = await self._get(installation, f"/repos/{repo}/actions/jobs/{job_id}")
-        return None if seen is None else _job(seen, installation, repo)
+        return None if seen is None else job_of(seen, installation, repo)
 
     async def run_jobs(self, installation: int, repo: str, run_id: int, attempt: int) -> list[Job]:
         path = f"/repos/{repo}/actions/runs/{run_id}/attempts/{attempt}/jobs"
-        return [_job(item, installation, repo) for item in await self._list(installation, path, {}, "jobs")]
+        return [job_of(item, installation, repo) for item in await self._list(installation, path, {}, "jobs")]
 
     async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
         runs: set[int] = set()
@@ -144,7 +151,7 @@ class KitGitHub:
         jobs: list[Job] = []
         for run in sorted(runs):
             path, query = f"/repos/{repo}/actions/runs/{run}/jobs", {"filter": "latest"}
-            jobs += [_job(item, installation, repo) for item in await self._list(installation, path, query, "jobs")]
+            jobs += [job_of(item, installation, repo) for item in await self._list(installation, path, query, "jobs")]
         return [job for job in jobs if not job.over]
 
     # Repositories
@@ -190,7 +197,7 @@ class KitGitHub:
     async def _installations_page(self, page: int) -> list[Installation]:
         query = {"per_page": 100, "page": page}
         call = self._send(self._app, lambda client: client.arequest("GET", "/app/installations", params=query))
-        return [_installation(item) for item in (await self._done(call)).json()]
+        return [installation_from(item) for item in (await self._done(call)).json()]
 
     async def installation_of(self, repo: str) -> Installation | None:
         try:
@@ -199,11 +206,20 @@ class KitGitHub:
             if error.status == 404:
                 return None
             raise error.failure() from None
-        return _installation(answer.json())
+        return installation_from(answer.json())
 
     async def repositories(self, installation: int) -> list[str]:
         items = await self._list(installation, "/installation/repositories", {}, "repositories")
         return [str(item["full_name"]) for item in items]
+
+    async def deliveries(self, cursor: str = "") -> DeliveryPage:
+        query: dict[str, str | int] = {"per_page": 100, "cursor": cursor} if cursor else {"per_page": 100}
+        call = self._send(self._app, lambda client: client.arequest("GET", "/app/hook/deliveries", params=query))
+        return deliveries_of((await self._done(call)).raw_response)
+
+    async def redeliver(self, delivery_id: int) -> None:
+        path = f"/app/hook/deliveries/{delivery_id}/attempts"
+        await self._done(self._send(self._app, lambda client: client.arequest("POST", path)))
 
     # How a request is made
 
@@ -272,7 +288,7 @@ class KitGitHub:
             raise Unavailable(type(error).__name__) from None
 
     def _sorted(self, answer: httpx.Response) -> Exception:
-        what = f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {_message(answer)}"
+        what = f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {message_of(answer)}"
         if answer.status_code >= 500:
             return Unavailable(what)
         if answer.status_code in (403, 429):
@@ -289,7 +305,7 @@ class KitGitHub:
         if answer.headers.get("x-ratelimit-remaining") == "0":
             reset = answer.headers.get("x-ratelimit-reset", "")
             return max(1.0, float(reset) - self._clock()) if reset.isdigit() else SECONDARY_S
-        limited = answer.status_code == 429 or "rate limit" in _message(answer).lower()
+        limited = answer.status_code == 429 or "rate limit" in message_of(answer).lower()
         return SECONDARY_S if limited else None
 
 
@@ -305,58 +321,5 @@ class _Status(Exception):
         return Missing(self.what) if self.status == 404 else Refused(self.what)
 
 
-def _message(answer: httpx.Response) -> str:
-    try:
-        seen = answer.json()
-    except ValueError:
-        return ""
-    return str(seen.get("message", ""))[:300] if isinstance(seen, dict) else ""
-
-
 def _scope_path(scope: RunnerScope) -> str:
     return f"/orgs/{scope.org}" if scope.org else f"/repos/{scope.repo}"
-
-
-def _runner(seen: dict[str, Any]) -> GitHubRunner:
-    labels = tuple(str(label.get("name", "")) for label in seen.get("labels") or ())
-    return GitHubRunner(
-        int(seen["id"]), str(seen["name"]), seen.get("status") == "online", seen.get("busy") is True, labels
-    )
-
-
-def _installation(seen: dict[str, Any]) -> Installation:
-    account = seen.get("account") or {}
-    kind = seen.get("target_type") or account.get("type")
-    login = str(account.get("login") or "")
-    return Installation(int(seen["id"]), login, kind == "Organization", seen.get("suspended_at") is not None)
-
-
-def _job(seen: dict[str, Any], installation: int, repo: str) -> Job:
-    status = str(seen.get("status") or "")
-    return Job(
-        id=int(seen["id"]),
-        installation=installation,
-        org="",
-        repo=repo,
-        state=state_of(status, status),
-        labels=tuple(str(label) for label in seen.get("labels") or ()),
-        run_id=int(seen.get("run_id") or 0),
-        attempt=int(seen.get("run_attempt") or 1),
-        name=str(seen.get("name") or ""),
-        workflow=str(seen.get("workflow_name") or ""),
-        head_sha=str(seen.get("head_sha") or ""),
-        head_branch=str(seen.get("head_branch") or ""),
-        created_at=_time(seen.get("created_at")),
-        started_at=_time(seen.get("started_at")),
-        completed_at=_time(seen.get("completed_at")),
-        conclusion=str(seen.get("conclusion") or ""),
-        runner_id=int(seen.get("runner_id") or 0),
-        runner_name=str(seen.get("runner_name") or ""),
-    )
-
-
-def _time(text: Any) -> float:
-    try:
-        return datetime.fromisoformat(str(text)).timestamp() if text else 0.0
-    except ValueError:
-        return 0.0

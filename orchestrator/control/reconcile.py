@@ -14,6 +14,7 @@ from orchestrator.control.installations import Installations
 from orchestrator.control.one_pass import Means, Pass
 from orchestrator.control.orphans import ORPHAN_S
 from orchestrator.control.policies import PolicyBook
+from orchestrator.control.redelivery import Redelivery
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import LEASE_MS, Lease, LeaseLost, Store
@@ -49,7 +50,9 @@ class Reconciler:
         )
         archive = Path(settings.state_dir) / "archive"
         self._means = Means(store, github, settings, book, Installations(github), seal, archive, make_id)
+        self._redelivery = Redelivery(store, github)
         self._swept = float("-inf")
+        self._looked_for_deliveries = float("-inf")
         self._looked_for_orphans = float("-inf")
 
     async def look(self) -> bool:
@@ -91,6 +94,9 @@ class Reconciler:
 
     async def _sweep(self, lease: Lease) -> None:
         now = self._clock()
+        if now - self._looked_for_deliveries >= self._settings.pace.redelivery_s:
+            self._looked_for_deliveries = now
+            await self._redelivery.sweep(lease, now)
         if now - self._swept >= self._settings.pace.sweep_s:
             self._swept = now
             await self._store.trim(lease, self._settings.finished_kept)

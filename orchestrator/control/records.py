@@ -111,6 +111,23 @@ class Snapshot(msgspec.Struct, frozen=True):
     """False in an empty Redis: what was there must be found again."""
 
 
+class Tried(msgspec.Struct, frozen=True):
+    """How often GitHub was asked to deliver an event again, and when last."""
+
+    times: int
+    at: float
+    given_up: bool = False
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """What the redelivery sweep remembers."""
+
+    cursor: int = 0
+    """Every delivery up to this id arrived, was given up, or is too old."""
+    tried: dict[str, Tried] = {}
+    """By guid."""
+
+
 class RepoPolicy(msgspec.Struct, frozen=True):
     """What the latest job of a repository was given, and when."""
 

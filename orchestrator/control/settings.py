@@ -31,6 +31,8 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Before the runner of a job is replaced; their number is the limit."""
     jit_s: int = 3600
     """A sealed JIT configuration is forgotten after so long, taken or not."""
+    redelivery_s: float = 90.0
+    """Deliveries that didn't arrive are looked for at GitHub, and asked for again, so often."""
     sweep_s: float = 60.0
     """Finished jobs and destroyed runners beyond the limits are let go so often."""
 

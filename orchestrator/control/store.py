@@ -16,7 +16,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.control.changes import Changes, Names
-from orchestrator.control.records import Entry, JobRecord, RepoPolicy, RunnerRecord, Sighting, Snapshot, Sum
+from orchestrator.control.records import Entry, JobRecord, RepoPolicy, RunnerRecord, Sighting, Snapshot, Sum, Swept
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.policy import Policy
@@ -180,6 +180,10 @@ class Store:
         """What the latest job of ``repo`` was given; None where it had none."""
         raw = await self._ask(self.client.hget(self.names.policies_of, repo))
         return None if raw is None else msgspec.json.decode(raw, type=RepoPolicy)
+
+    async def swept(self) -> Swept:
+        raw = await self._ask(self.client.get(self.names.redelivery))
+        return Swept() if raw is None else msgspec.json.decode(raw, type=Swept)
 
     async def finished_jobs(self, ids: Iterable[int]) -> dict[int, JobRecord]:
         """Those of ``ids`` that are over and put away."""
