@@ -30,8 +30,8 @@ docs: setup  ## the generated pages in docs/reference/
 bench: setup  ## each figure beside a peer's or a limit; writes build/bench.json
 	@$(BIN)/python -m bench
 
-security: setup  ## the attacks on the egress wall
-	@$(BIN)/pytest tests/security
+security: setup  ## the attacks on the egress wall; writes build/security.json
+	@$(BIN)/pytest tests/security --security-json build/security.json
 
 clean:  ## what was built here; not the image cache
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

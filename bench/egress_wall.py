@@ -1,7 +1,7 @@
 """The wall with few and many VMs: how long one more takes to install and remove, how many packets a second pass, and
 whether the kernel's log of what it dropped loses any.
 
-Links are dummy devices in a namespace of their own; the one that packets come from is a real one.
+Links are taps that nobody has open, in a namespace of their own; the one that packets come from is a real one.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Filled:
     def fill(self, count: int) -> None:
         """Bring the number of VMs to ``count``."""
         new = [self._link() for _ in range(count - len(self._vms))]
-        run(["ip", "-n", self._name, "-batch", "-"], stdin="".join(f"link add {vm.tap} type dummy\n" for vm in new))
+        run(["ip", "-n", self._name, "-batch", "-"], stdin="".join(f"tuntap add dev {vm.tap} mode tap\n" for vm in new))
         self._vms += new
         self.wall.ensure_base(list(self._vms))
 
@@ -75,7 +75,7 @@ class _Filled:
         """Milliseconds that one more VM takes to install, and to remove."""
         added, removed = [], []
         vm = self._link()
-        run(["ip", "-n", self._name, "link", "add", vm.tap, "type", "dummy"])
+        run(["ip", "-n", self._name, "tuntap", "add", "dev", vm.tap, "mode", "tap"])
         for _ in range(TIMES):
             began = time.perf_counter()
             self.wall.install(vm)
@@ -120,12 +120,12 @@ def _rate(stack: contextlib.ExitStack, others: int) -> float:
     lab.start()
     vm = lab.machine("pps", Policy("enforce", ()), limits=UNBOUNDED)
     inside = lab.settings.netns
-    dummies = [names_of(str(ULID())).tap for _ in range(others - 1)]
-    run(["ip", "-n", inside, "-batch", "-"], stdin="".join(f"link add {tap} type dummy\n" for tap in dummies))
+    others_taps = [names_of(str(ULID())).tap for _ in range(others - 1)]
+    run(["ip", "-n", inside, "-batch", "-"], stdin="".join(f"tuntap add dev {tap} mode tap\n" for tap in others_taps))
     own = VmRules(vm.tap, vm.slot.guest_ip, vm.slot.gateway_ip, UNBOUNDED)
     rest = [
         VmRules(tap, (slot := slot_at(LINKS, 100 + n)).guest_ip, slot.gateway_ip, Limits())
-        for n, tap in enumerate(dummies)
+        for n, tap in enumerate(others_taps)
     ]
     lab.wall.ensure_base([own, *rest])
     vm.lookup("nothing.example")  # the resolver answers: the flow below is established after its first answer too
@@ -161,7 +161,7 @@ def _burst(console: Console) -> Row:
             while sent < BURST:
                 try:
                     sock.send(b"x")
-                except ConnectionRefusedError:  # an earlier one's answer; this one wasn't sent
+                except OSError:  # the answer to an earlier one; this one was not sent
                     continue
                 sent += 1
             seconds = time.perf_counter() - began

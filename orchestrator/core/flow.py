@@ -14,7 +14,7 @@ SCHEMA = 1
 
 Verdict = Literal["allowed", "warn", "blocked"]
 Protocol = Literal["tls", "tcp", "udp", "dns", "icmp", "other"]
-EventKind = Literal["open", "progress", "close", "dns", "drop", "lost", "mark"]
+EventKind = Literal["open", "progress", "close", "dns", "drop", "alert", "lost", "mark"]
 
 
 class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,7 +72,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Digest of the policy in force."""
     generation: int = 0
     flags: tuple[str, ...] = ()
-    """``dst_mismatch``, ``multi_tenant``, ``expected``, ``ech``; ``repeated`` and ``suppressed`` where ``count`` stands for
+    """``dst_mismatch``, ``multi_tenant``, ``expected``, ``ech``; ``bytes_up`` where the job has sent more to this host than its
+    budget, ``long`` for a flow of more than ten minutes; ``repeated`` and ``suppressed`` where ``count`` stands for
     attempts that have no line of their own"""
     tls: dict[str, str | int] = {}
     bytes_up: int = 0

@@ -29,13 +29,18 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Per VM: open connections, hellos not yet whole, new connections a second, names under one wildcard."""
+    """Per VM: open connections, hellos not yet whole, new connections a second, names under one wildcard.
+
+    ``bytes_up_per_host`` blocks nothing: past it the record has an ``alert``, since what is uploaded to an allowed place
+    can't be read.
+    """
 
     connections: int = 512
     half_open: int = 64
     new_per_second: int = 200
     events_per_second: int = 100
     names_per_wildcard: int = 32
+    bytes_up_per_host: int = 256 << 20
 
 
 class GatewayRequest(msgspec.Struct, frozen=True, omit_defaults=True):

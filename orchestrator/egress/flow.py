@@ -5,19 +5,23 @@ from __future__ import annotations
 import socket
 from typing import Any, Literal
 
+import msgspec
+
 from orchestrator.core.flow import Event, EventKind
 from orchestrator.core.policy import Decision
 from orchestrator.egress.connection import Connection
 from orchestrator.egress.recorder import Recorder
 from orchestrator.egress.relay import Relay
 
-ADMITTED = Decision("blocked", "undecided")
+LONG_S = 600.0
+"""A flow that lasts longer is flagged in its progress: a tunnel looks like that, and so does a big download."""
 
 
 class LiveFlow:
     """``began`` and ``progressed`` are on the event loop's clock."""
 
     __slots__ = (
+        "_accounted",
         "_recorder",
         "began",
         "client",
@@ -46,6 +50,23 @@ class LiveFlow:
         self.opened = False
         self.relay: Relay | None = None
         self._recorder = recorder
+        self._accounted = 0
+
+    @property
+    def host(self) -> str:
+        """The name that it is about, or the address where there was none."""
+        return self.connection.name or self.connection.address
+
+    def account(self) -> None:
+        """Add what was sent since the last time to the host's sum; where that goes over its budget, say so, once."""
+        if self.relay is None:
+            return
+        sent = self.relay.bytes_up - self._accounted
+        self._accounted += sent
+        state = self.connection.state
+        if sent and state.send(self.host, sent):
+            decision = msgspec.structs.replace(self.connection.decision, reason="bytes_up_budget")
+            self._recorder.always(self._event("alert", decision, bytes_up=state.sent[self.host]))
 
     def decided(self) -> None:
         """The hello is whole, or will never be: it no longer counts as half open."""
@@ -64,9 +85,11 @@ class LiveFlow:
 
     def record_progress(self, now: float) -> None:
         self.progressed = now
-        self._recorder.always(self._event("progress", self.connection.decision, **self._sums(now)))
+        flags = ("long",) if now - self.began > LONG_S else ()
+        self._recorder.always(self._event("progress", self.connection.decision, flags=flags, **self._sums(now)))
 
     def record_close(self, now: float, reason: str) -> None:
+        self.account()
         event = self._event("close", self.connection.decision, close_reason=reason, **self._sums(now))
         self._recorder.always(event)
 
@@ -78,8 +101,10 @@ class LiveFlow:
             "bytes_down": relay.bytes_down if relay else 0,
         }
 
-    def _event(self, kind: EventKind, decision: Decision, **fields: Any) -> Event:
+    def _event(self, kind: EventKind, decision: Decision, *, flags: tuple[str, ...] = (), **fields: Any) -> Event:
         connection = self.connection
+        if self._accounted and connection.state.over_budget(self.host):
+            flags += ("bytes_up",)
         hello = connection.hello
         source: Literal["sni", "ip"] = "sni" if connection.name else "ip"
         return self._recorder.event(
@@ -93,7 +118,7 @@ class LiveFlow:
             port=connection.port,
             orig_dst=connection.address,
             resolved=self.resolved,
-            flags=(*decision.flags, *connection.flags),
+            flags=(*decision.flags, *connection.flags, *flags),
             tls=hello.facts() if hello is not None and kind == "open" else {},
             **fields,
         )

@@ -100,6 +100,7 @@ class Gateway:
             if relay is None:
                 continue
             flow.keep_alive()
+            flow.account()
             if now - relay.active > self._options.idle_timeout_s:
                 flow.abort("idle")
             elif now - flow.progressed >= PROGRESS_S:

@@ -44,7 +44,7 @@ class LinkRefused(OperationalError):
 class LinkState:
     """One VM's link as it is in force, and what the VM has open."""
 
-    __slots__ = ("fake_names", "flows", "half_open", "link", "new", "policy", "queries", "spent")
+    __slots__ = ("fake_names", "flows", "half_open", "link", "new", "policy", "queries", "sent", "spent")
 
     def __init__(self, link: Link, policy: CompiledPolicy, now: float) -> None:
         self.link = link
@@ -54,6 +54,8 @@ class LinkState:
         self.new = Bucket(link.limits.new_per_second, link.limits.new_per_second, now)
         self.queries = Bucket(QUERIES_PER_SECOND, QUERIES_PER_SECOND, now)
         self.fake_names = FakeNames()
+        self.sent: dict[str, int] = {}
+        """Bytes sent so far to each host, or address where there was no name."""
         self.spent: dict[str, set[str]] = {}
         """Names used under each rule, by its id; only a wildcard can have more than one."""
 
@@ -65,6 +67,15 @@ class LinkState:
         if self.half_open >= limits.half_open:
             return "limit_half_open"
         return "" if self.new.take(now) else "limit_rate"
+
+    def send(self, host: str, size: int) -> bool:
+        """Add ``size`` bytes to what was sent to ``host``; True where that takes it over its budget."""
+        before = self.sent.get(host, 0)
+        self.sent[host] = before + size
+        return before <= self.link.limits.bytes_up_per_host < before + size
+
+    def over_budget(self, host: str) -> bool:
+        return self.sent.get(host, 0) > self.link.limits.bytes_up_per_host
 
     def within_budget(self, decision: Decision, name: str) -> Decision:
         """``decision``, or a block where ``name`` is one too many under its wildcard rule.

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from orchestrator.core.policy import Policy, Rule
 from tests.security.lab.lab import Lab, root
 from tests.security.lab.machine import Machine
+from tests.security.lab.report import Report
 from tests.security.lab.world import RANGE
 
 NAMES = (
     "allowed.example",
     "raw.example",
+    "retry.example",
+    "ssh.example",
     "*.wild.example",
     "to-loopback.example",
     "to-metadata.example",
@@ -35,6 +39,18 @@ def standard(**fields: object) -> Policy:
         Rule(id="test#range", cidr=f"{RANGE}/32", ports=(22, 443, 4444)),
     )
     return Policy(**{"mode": "enforce", "rules": rules, **fields})  # type: ignore[arg-type]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--security-json", default="", help="write what each row of the attack table came to into this file"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    file = config.getoption("--security-json", default="")
+    if file:
+        config.pluginmanager.register(Report(Path(file)), "security-report")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import secrets
+import struct
 import time
 
 import dns.message
 import dns.opcode
 import dns.rcode
+import dns.rrset
 import pytest
 
 from tests.security.conftest import standard
-from tests.security.lab.lab import Lab, Listener
+from tests.security.lab.lab import UPLINK, Lab, Listener
 from tests.security.lab.machine import Machine
 from tests.security.lab.world import ALLOWED, ATTACKER, CDN, DNS
+from tests.security.test_packets import ipv4
 from tests.unit.egress.hellos import hello
 
 SERVERS = [DNS, ATTACKER, "8.8.8.8", "1.1.1.1"]
@@ -158,6 +161,26 @@ def test_row_32_an_allowed_name_that_resolves_to_the_floor(
         for trap in traps:
             trap.close()
         lab.apply(attacker, standard(), generation=3)
+
+
+def test_row_33_forged_answers_do_not_reach_our_resolver(lab: Lab, attacker: Machine, neighbour: Machine) -> None:
+    lab.kill_gateway()
+    lab.start_gateway()  # it knows no name yet
+    forged = dns.message.make_response(dns.message.make_query("allowed.example", "A"))
+    forged.answer.append(dns.rrset.from_text("allowed.example.", 300, "IN", "A", ATTACKER))
+    wire = forged.to_wire()
+    seq = lab.seq()
+    with lab.nothing_leaves():
+        for port in range(32_768, 33_268):
+            attacker.frame(datagram(DNS, 53, UPLINK, port, wire))
+            attacker.frame(datagram(attacker.ip, 53, UPLINK, port, wire))
+        neighbour.send(ALLOWED, hello(b"allowed.example"))
+    event = lab.wait_event(seq, lambda event: event.event == "open" and event.host == "allowed.example")
+    assert event.resolved == ALLOWED
+
+
+def datagram(source: str, source_port: int, target: str, port: int, data: bytes) -> bytes:
+    return ipv4(source, target, 17, struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data)
 
 
 def test_row_34_a_cname_gives_its_target_no_rule(lab: Lab, attacker: Machine) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import resource
 import ssl
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,6 +20,7 @@ from orchestrator.core.names import names_of
 from orchestrator.core.policy import compile_policy
 from orchestrator.host.ruleset import GUEST_MAC, VmRules
 from orchestrator.host.slots import slot_at
+from orchestrator.host.watch import EVERY_S, Watch
 from orchestrator.system import netns
 from orchestrator.system.process import run
 from orchestrator.system.segments import segments
@@ -38,15 +41,28 @@ def echo(sock: ssl.SSLSocket, text: bytes = b"hello") -> bool:
     return b"got " + text in sock.recv(1000)
 
 
-def test_row_52_53_what_goes_to_an_allowed_place_is_counted(lab: Lab, attacker: Machine) -> None:
-    # No filter that doesn't decrypt can stop it: the record says how much went where.
-    seq = lab.seq()
-    with attacker.tls(CDN, "cdn-ok.example") as sock:
-        sock.sendall((b"#" * 999 + b"\n") * 2000)
-        assert echo(sock)
-    event = lab.wait_event(seq, lambda event: event.event == "close")
-    assert event.bytes_up > 2_000_000
-    assert event.flags == ("multi_tenant",)
+def test_row_52_and_53_and_66_what_goes_to_an_allowed_place_is_counted_and_alerted(lab: Lab, attacker: Machine) -> None:
+    # No filter that doesn't decrypt can stop it, at GitHub's own hosts neither: the record says how much went where.
+    lab.apply(
+        attacker, standard(), limits=Limits(bytes_up_per_host=20 << 20), generation=2, runner=(job := str(ULID()))
+    )
+    try:
+        seq = lab.seq()
+        with attacker.tls(CDN, "cdn-ok.example") as sock:
+            piece = (b"#" * 999 + b"\n") * 1000
+            for _ in range(50):
+                sock.sendall(piece)
+            assert echo(sock)
+        event = lab.wait_event(seq, lambda event: event.event == "close", 10)
+        assert event.bytes_up > 50_000_000
+        assert event.flags == ("multi_tenant", "bytes_up")
+        alerts = [event for event in lab.events(seq) if event.event == "alert"]
+        assert [(alert.reason, alert.host, alert.who.runner) for alert in alerts] == [
+            ("bytes_up_budget", "cdn-ok.example", job)
+        ]
+        assert alerts[0].bytes_up > 20 << 20
+    finally:
+        lab.apply(attacker, standard(), generation=3)
 
 
 def test_row_54_a_rule_is_removed_under_a_live_flow(lab: Lab, attacker: Machine) -> None:
@@ -229,6 +245,25 @@ def test_row_59_another_program_flushes_nftables(lab: Lab, attacker: Machine, ne
     assert attacker.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
 
 
+def test_row_59_the_watch_notices_within_five_seconds_and_restores(
+    lab: Lab, attacker: Machine, neighbour: Machine
+) -> None:
+    watch = Watch(lab.wall, lab.links)
+    assert watch.check() is None
+    run(["ip", "netns", "exec", lab.settings.netns, "nft", "flush", "ruleset"])
+    began = time.monotonic()
+    time.sleep(EVERY_S)  # the agent looks this often
+    with lab.nothing_leaves():
+        problem = watch.check()
+    assert time.monotonic() - began < 5
+    assert problem is not None
+    assert problem.code == "wall-drifted"
+    assert watch.check() is None
+    for machine in (attacker, neighbour):
+        assert machine.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
+    assert attacker.refused(ATTACKER, hello(b"evil.example"))
+
+
 def test_row_60_a_flood_of_connections_leaves_the_neighbour_alone(
     lab: Lab, attacker: Machine, neighbour: Machine
 ) -> None:
@@ -250,6 +285,36 @@ def test_row_60_a_flood_of_connections_leaves_the_neighbour_alone(
             thread.join()
     # Client and servers share this process, so the bar is one of seconds, not of a factor.
     assert busy[5] < max(1.0, calm[5] * 20)
+
+
+CONNECTIONS = 20_000
+_CONNECT = f"""
+import socket
+for _ in range({CONNECTIONS} // 100):
+    batch = [socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(100)]
+    for sock in batch:
+        sock.connect_ex(("{ATTACKER}", 443))
+    for sock in batch:
+        sock.close()
+print("done")
+"""
+
+
+def test_row_60_twenty_thousand_connections_leave_the_neighbour_alone(
+    lab: Lab, attacker: Machine, neighbour: Machine
+) -> None:
+    calm = sorted(page_time(neighbour) for _ in range(10))
+    argv = ["ip", "netns", "exec", attacker.namespace, sys.executable, "-c", _CONNECT]
+    busy: list[float] = []
+    with lab.nothing_leaves(), subprocess.Popen(argv, stdout=subprocess.PIPE) as flood:
+        while flood.poll() is None:
+            busy.append(page_time(neighbour))
+        assert flood.stdout is not None
+        assert flood.stdout.read() == b"done\n"
+    assert busy
+    assert sorted(busy)[len(busy) // 2] < max(1.0, calm[5] * 20)  # one machine for all: of seconds, not of a factor
+    time.sleep(1.2)  # the attacker's own rate recovers
+    assert attacker.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
 
 
 def page_time(machine: Machine) -> float:

@@ -7,15 +7,17 @@ import shutil
 import socket
 import ssl
 import time
+from collections.abc import Callable
 
 import pytest
 
+from orchestrator.core.link import Limits
 from orchestrator.core.policy import Policy
 from orchestrator.system.process import CommandFailed, run
 from tests.security.conftest import standard
 from tests.security.lab.lab import Lab, Listener, policy
 from tests.security.lab.machine import Machine
-from tests.security.lab.world import ALLOWED, ATTACKER, CDN, RANGE
+from tests.security.lab.world import ALLOWED, ATTACKER, CDN, RANGE, RETRY
 from tests.unit.egress.hellos import (
     ECH,
     PADDING,
@@ -106,6 +108,19 @@ def test_row_03_fronting_behind_an_allowed_name_is_flagged_not_stopped(lab: Lab,
     event = lab.wait_event(seq, lambda event: event.event == "close" and event.host == "cdn-ok.example")
     assert (event.verdict, event.rule, event.flags) == ("allowed", "test#cdn", ("multi_tenant",))
     assert event.bytes_up > 0
+
+
+def test_row_03_what_goes_there_has_a_budget_and_an_alert(lab: Lab, attacker: Machine) -> None:
+    lab.apply(attacker, standard(), limits=Limits(bytes_up_per_host=5_000), generation=2)
+    try:
+        seq = lab.seq()
+        with attacker.tls(CDN, "cdn-ok.example") as sock:
+            sock.sendall((b"#" * 999 + b"\n") * 10)
+            event = lab.wait_event(seq, lambda event: event.event == "alert")
+        assert (event.reason, event.host, event.who.runner) == ("bytes_up_budget", "cdn-ok.example", attacker.runner)
+        assert event.flags == ("multi_tenant", "bytes_up")
+    finally:
+        lab.apply(attacker, standard(), generation=3)
 
 
 def test_row_04_ech_with_an_allowed_outer_name(lab: Lab, attacker: Machine) -> None:
@@ -273,6 +288,60 @@ def test_row_17_names_that_are_numbers(lab: Lab, attacker: Machine, name: bytes)
         local.close()
 
 
+def second_flight(machine: Machine, change: Callable[[bytes], bytes]) -> bytes:
+    """What retry.example answers to a client whose second flight is sent as ``change`` makes it."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    client = context.wrap_bio(incoming, outgoing, server_hostname="retry.example")
+    with machine.tcp(RETRY) as sock:
+        for number in range(10):
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                flight = outgoing.read()
+                sock.sendall(change(flight) if number == 1 else flight)
+                incoming.write(sock.recv(65_536))
+        client.write(b"GET x\n")
+        sock.sendall(outgoing.read())
+        while True:
+            try:
+                return client.read(100)
+            except ssl.SSLWantReadError:
+                incoming.write(sock.recv(65_536))
+
+
+def test_row_18_another_name_in_the_second_hello(lab: Lab, attacker: Machine) -> None:
+    assert second_flight(attacker, lambda flight: flight).startswith(RETRY.encode())
+
+    def other_name(flight: bytes) -> bytes:
+        assert flight.count(b"retry.example") == 1  # so this is a hello again
+        return flight.replace(b"retry.example", b"other.example")
+
+    seq, got = lab.seq(), len(lab.world.requests)
+    with lab.nothing_leaves(), pytest.raises(ConnectionError):
+        second_flight(attacker, other_name)
+    event = lab.wait_event(seq, lambda event: event.event == "close")
+    assert (event.close_reason, event.verdict, event.host) == ("sni_changed", "blocked", "retry.example")
+    assert len(lab.world.requests) == got
+
+
+def test_row_19_whatever_is_sent_later_goes_to_the_same_place(lab: Lab, attacker: Machine) -> None:
+    # Inside TLS a renegotiation can't be seen.  The upstream is the one that the first hello named, and stays it.
+    first, later = hello(b"raw.example"), hello(b"evil.example")
+    asked, got = lab.world.queries.count("evil.example"), len(lab.world.raw)
+    with lab.nothing_leaves(), attacker.tcp(ATTACKER) as sock:
+        sock.sendall(first)
+        sizes = sock.recv(100)
+        sock.sendall(later)
+        while sum(map(int, sizes[1:].split())) < len(first + later):
+            sizes += sock.recv(100)
+    assert bytes(lab.world.raw[got:]) == first + later
+    assert lab.world.queries.count("evil.example") == asked
+
+
 def test_row_20_resumption_and_early_data_do_not_skip_the_check(lab: Lab, attacker: Machine) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -316,6 +385,16 @@ def test_row_23_tls_on_other_ports(lab: Lab, attacker: Machine, port: int) -> No
 def test_row_23_a_range_is_open_at_the_ports_it_names_only(lab: Lab, attacker: Machine) -> None:
     assert attacker.get(RANGE, "whatever.example", port=4444).startswith(RANGE.encode())
     assert attacker.refused(RANGE, b"x", 8443)
+
+
+def test_row_24_an_allowed_host_that_answers_with_something_else(lab: Lab, attacker: Machine) -> None:
+    seq = lab.seq()
+    with lab.nothing_leaves(), attacker.tcp(ALLOWED) as sock:
+        sock.sendall(hello(b"ssh.example"))
+        with pytest.raises(ConnectionError):
+            sock.recv(100)
+    event = lab.wait_event(seq, lambda event: event.event == "close")
+    assert (event.close_reason, event.verdict, event.host) == ("upstream_not_tls", "blocked", "ssh.example")
 
 
 def test_row_25_another_tenant_on_the_same_address(lab: Lab, attacker: Machine) -> None:

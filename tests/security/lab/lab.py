@@ -127,7 +127,7 @@ class Lab:
             run(["ip", "-n", name, "link", "set", "up0", "up"])
         run(["ip", "-n", up, "address", "add", f"{UPLINK}/24", "dev", "up0"])
         run(["ip", "-n", up, "route", "add", "198.51.100.0/24", "dev", "up0"])
-        for last in (10, 20, 30, 40, 53):
+        for last in (10, 20, 30, 40, 50, 51, 53):
             run(["ip", "-n", out, "address", "add", f"203.0.113.{last}/24", "dev", "up0"])
         run(["ip", "-n", out, "address", "add", f"{ATTACKER}/24", "dev", "up0"])
         run(["ip", "netns", "exec", out, "nft", "-f", "-"], stdin=_ORACLE.format(links=LINKS, attacker=ATTACKER))

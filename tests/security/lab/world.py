@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from orchestrator.system import netns
 
 ALLOWED, CDN, RAW, RANGE, DNS = "203.0.113.10", "203.0.113.20", "203.0.113.30", "203.0.113.40", "203.0.113.53"
+RETRY, SSH = "203.0.113.50", "203.0.113.51"
+"""A site that asks for a second hello, and one that answers a hello with SSH."""
 ATTACKER = "198.51.100.66"
 ATTACKER_TCP = (22, 53, 80, 443, 853, 4444, 8080, 8443)
 ATTACKER_UDP = (53, 80, 123, 443, 853, 4444, 8443)
@@ -37,6 +39,8 @@ ZONE: dict[str, list[str]] = {
     "cdn-ok.example": [CDN],
     "cdn-evil.example": [CDN],
     "raw.example": [RAW],
+    "retry.example": [RETRY],
+    "ssh.example": [SSH],
     "evil.example": [ATTACKER],
     "to-loopback.example": ["127.0.0.1"],
     "to-metadata.example": ["169.254.169.254"],
@@ -140,14 +144,17 @@ class World:
             (ALLOWED, ["allowed.example"]),
             (CDN, ["cdn-ok.example", "cdn-evil.example"]),
             (RANGE, [RANGE]),
+            (RETRY, ["retry.example"]),
         ):
             context = self.authority.context(names)
+            if address == RETRY:
+                context.set_ecdh_curve("secp521r1")  # no client sends a key share for it unasked
             context.sni_callback = self._note_sni
             for port in (443, 4444) if address == RANGE else (443,):
                 sock = self._listen(address, port)
                 await self._keep(asyncio.start_server(self._site(address), sock=sock, ssl=context))
-        sock = self._listen(RANGE, 22)
-        await self._keep(asyncio.start_server(self._ssh, sock=sock))
+        for sock in (self._listen(RANGE, 22), self._listen(SSH, 443)):
+            await self._keep(asyncio.start_server(self._ssh, sock=sock))
         await self._keep(asyncio.start_server(self._sizes, sock=self._listen(RAW, 443)))
         for port in ATTACKER_TCP:
             await self._keep(asyncio.start_server(self._record(f"tcp/{port}"), sock=self._listen(ATTACKER, port)))
