@@ -89,6 +89,16 @@ class Names(Keys, frozen=True):
         return self.prefix + "fence"
 
     @property
+    def active(self) -> str:
+        """Sorted set of ``installation owner/name`` by when a job of ours there last changed."""
+        return self.prefix + "repos:active"
+
+    @property
+    def searched(self) -> str:
+        """When all repositories were last asked for their jobs."""
+        return self.prefix + "repos:searched"
+
+    @property
     def redelivery(self) -> str:
         """How far deliveries were swept, and what was asked for again."""
         return self.prefix + "redelivery"
@@ -161,6 +171,14 @@ class Changes:
                 self.count(f"phase_seconds_bucket{{phase={phase},le={bucket}}}")
         self.count(f"phase_seconds_count{{phase={phase}}}")
         self._add("HINCRBYFLOAT", self._names.counters, f"phase_seconds_sum{{phase={phase}}}", f"{seconds:.3f}")
+
+    def note_active(self, installation: int, repo: str, at: float) -> None:
+        self._add("ZADD", self._names.active, at, f"{installation} {repo}")
+
+    def note_searched(self, at: float, forget_before: float) -> None:
+        """All repositories were asked; forget the activity of those that had none since ``forget_before``."""
+        self._add("SET", self._names.searched, at)
+        self._add("ZREMRANGEBYSCORE", self._names.active, "-inf", forget_before)
 
     def put_swept(self, swept: Swept) -> None:
         self._add("SET", self._names.redelivery, _encode(swept))

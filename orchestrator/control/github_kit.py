@@ -40,6 +40,7 @@ from orchestrator.control.github_answers import (
     message_of,
     runner_of,
 )
+from orchestrator.control.github_etags import Answer, Answers
 from orchestrator.control.github_tokens import Token, Tokens
 from orchestrator.control.github_transport import Gauge, Transport
 from orchestrator.core.job import Job
@@ -75,6 +76,7 @@ class KitGitHub:
         self._api_url = api_url
         self._app = self._client(AppAuthStrategy(app_id, private_key))
         self._tokens = Tokens(self._fetch_token, clock=clock)
+        self._answers = Answers()
         self._clients: dict[int, tuple[Token, Client]] = {}
 
     def _client(self, auth: AppAuthStrategy | TokenAuthStrategy) -> Client:
@@ -147,11 +149,13 @@ class KitGitHub:
         runs: set[int] = set()
         for status in ("queued", "in_progress"):
             path, query = f"/repos/{repo}/actions/runs", {"status": status}
-            runs |= {int(run["id"]) for run in await self._list(installation, path, query, "workflow_runs")}
+            found = await self._list(installation, path, query, "workflow_runs", often=True)
+            runs |= {int(run["id"]) for run in found}
         jobs: list[Job] = []
         for run in sorted(runs):
             path, query = f"/repos/{repo}/actions/runs/{run}/jobs", {"filter": "latest"}
-            jobs += [job_of(item, installation, repo) for item in await self._list(installation, path, query, "jobs")]
+            seen = await self._list(installation, path, query, "jobs", often=True)
+            jobs += [job_of(item, installation, repo) for item in seen]
         return [job for job in jobs if not job.over]
 
     # Repositories
@@ -172,7 +176,7 @@ class KitGitHub:
         await self._done(self._as(installation, lambda client: client.arequest("POST", path, json=body)))
 
     async def read_file(self, installation: int, repo: str, path: str) -> PolicyText | None:
-        seen = await self._get(installation, f"/repos/{repo}/contents/{path}")
+        seen = await self._get(installation, f"/repos/{repo}/contents/{path}", often=True)
         if seen is None:
             return None
         if not isinstance(seen, dict) or seen.get("type") != "file" or seen.get("encoding") != "base64":
@@ -209,7 +213,7 @@ class KitGitHub:
         return installation_from(answer.json())
 
     async def repositories(self, installation: int) -> list[str]:
-        items = await self._list(installation, "/installation/repositories", {}, "repositories")
+        items = await self._list(installation, "/installation/repositories", {}, "repositories", often=True)
         return [str(item["full_name"]) for item in items]
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:
@@ -223,20 +227,36 @@ class KitGitHub:
 
     # How a request is made
 
-    async def _get(self, installation: int, path: str, query: dict[str, Any] | None = None) -> Any:
-        """The JSON at ``path``; None where there is nothing."""
+    async def _get(
+        self, installation: int, path: str, query: dict[str, Any] | None = None, *, often: bool = False
+    ) -> Any:
+        """The JSON at ``path``; None where there is nothing.
+
+        ``often``: it is read again and again, so GitHub is asked only whether it has changed; "no" costs no rate limit.
+        """
+        known = self._answers.get(installation, path, query) if often else None
+        headers = {"If-None-Match": known.tag} if known is not None else {}
         try:
-            answer = await self._as(installation, lambda client: client.arequest("GET", path, params=query))
+            answer = await self._as(
+                installation, lambda client: client.arequest("GET", path, params=query, headers=headers)
+            )
         except _Status as error:
             if error.status == 404:
                 return None
             raise error.failure() from None
-        return answer.json()
+        if known is not None and answer.status_code == 304:
+            return known.value
+        value, tag = answer.json(), answer.headers.get("etag", "")
+        if often and tag:
+            self._answers.put(installation, path, query, Answer(tag, value))
+        return value
 
-    async def _list(self, installation: int, path: str, query: dict[str, Any], key: str) -> list[Any]:
+    async def _list(
+        self, installation: int, path: str, query: dict[str, Any], key: str, *, often: bool = False
+    ) -> list[Any]:
         items: list[Any] = []
         for page in range(1, PAGES + 1):
-            seen = await self._get(installation, path, {**query, "per_page": 100, "page": page})
+            seen = await self._get(installation, path, {**query, "per_page": 100, "page": page}, often=often)
             here = (seen or {}).get(key, [])
             items += here
             if len(here) < 100:

@@ -30,6 +30,7 @@ HELP = {
     "worker_errors": "Faults in the worker's own code",
     "alarms": "Times that the destruction of a runner was late",
     "orphans": "Registrations removed that nobody had a use for, by GitHub's answer",
+    "jobs_found": "Jobs that were found at GitHub, no delivery having told of them for a minute",
     "redeliveries": "Deliveries that didn't arrive: asked for again, refused by GitHub, or given up",
     "looks": "Reconciliations by result",
     "ledger_events": "Events of the egress ledger received by verdict",

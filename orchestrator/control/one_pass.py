@@ -33,6 +33,7 @@ from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import Entry, Finished, JobRecord, Snapshot
 from orchestrator.control.recover import find_jobs, take_back
 from orchestrator.control.sealed import Seal
+from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
 from orchestrator.control.world import World
@@ -55,6 +56,7 @@ class Means(msgspec.Struct, frozen=True):
     seal: Seal
     archive: Path
     make_id: Callable[[], str]
+    search: JobSearch
 
 
 class Pass:
@@ -83,6 +85,8 @@ class Pass:
         settle(self.world)
         await self._all(self.checks.ask_claim(*claim) for claim in self.checks.claims())
         await self._all(self.checks.ask_job(record) for record in self.checks.stale())
+        if self.snapshot.known:
+            await self._all(self.means.search.ask(self.world, *repo) for repo in await self._to_search())
         settle(self.world)
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
         meet_demand(self.world, self.means.make_id)
@@ -141,6 +145,13 @@ class Pass:
             return False
         learn(self.world, job, installation, finished.get(job.id))
         return True
+
+    async def _to_search(self) -> list[tuple[int, str]]:
+        try:
+            return await self.means.search.due(self.lease, self.world.now)
+        except GitHubFailure as error:
+            log.warning("search_waits", error=error.message)
+            return []
 
     async def _foreign(self, entry: Entry, job: Job) -> None:
         log.warning("delivery_foreign", installation=job.installation, repo=job.repo)
@@ -201,6 +212,7 @@ class Pass:
             self._read = []
             if self._known and not self.snapshot.known:
                 changes.set_known()
+                changes.note_searched(self.world.now, self.world.now - ACTIVE_S)
             if changes:
                 await self.means.store.commit(self.lease, changes)
 

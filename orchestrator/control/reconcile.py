@@ -16,6 +16,7 @@ from orchestrator.control.orphans import ORPHAN_S
 from orchestrator.control.policies import PolicyBook
 from orchestrator.control.redelivery import Redelivery
 from orchestrator.control.sealed import Seal
+from orchestrator.control.search import JobSearch
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import LEASE_MS, Lease, LeaseLost, Store
 from orchestrator.core.presets import Presets
@@ -49,7 +50,9 @@ class Reconciler:
             github, presets, organisation_file=settings.organisation_policy_file, fresh_s=settings.pace.policy_s
         )
         archive = Path(settings.state_dir) / "archive"
-        self._means = Means(store, github, settings, book, Installations(github), seal, archive, make_id)
+        installations = Installations(github)
+        search = JobSearch(store, github, installations, every_s=settings.pace.search_s)
+        self._means = Means(store, github, settings, book, installations, seal, archive, make_id, search)
         self._redelivery = Redelivery(store, github)
         self._swept = float("-inf")
         self._looked_for_deliveries = float("-inf")

@@ -31,6 +31,8 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Before the runner of a job is replaced; their number is the limit."""
     jit_s: int = 3600
     """A sealed JIT configuration is forgotten after so long, taken or not."""
+    search_s: float = 60.0
+    """GitHub is asked so often for the queued jobs of each repository that had one of ours in the last 6 hours."""
     redelivery_s: float = 90.0
     """Deliveries that didn't arrive are looked for at GitHub, and asked for again, so often."""
     sweep_s: float = 60.0

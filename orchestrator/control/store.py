@@ -181,6 +181,16 @@ class Store:
         raw = await self._ask(self.client.hget(self.names.policies_of, repo))
         return None if raw is None else msgspec.json.decode(raw, type=RepoPolicy)
 
+    async def active_repos(self, since: float) -> list[tuple[int, str]]:
+        """Installation and name of each repository of which a job changed since then."""
+        found = await self._ask(self.client.zrangebyscore(self.names.active, since, "+inf"))
+        pairs = (member.decode().partition(" ") for member in found)
+        return [(int(installation), repo) for installation, _, repo in pairs]
+
+    async def searched_at(self) -> float:
+        """When all repositories were last asked for their jobs; 0 for never."""
+        return float(await self._ask(self.client.get(self.names.searched)) or 0.0)
+
     async def swept(self) -> Swept:
         raw = await self._ask(self.client.get(self.names.redelivery))
         return Swept() if raw is None else msgspec.json.decode(raw, type=Swept)

@@ -186,9 +186,13 @@ class World:
                 changes.put_runner(record)
             if "jit_taken" in record.marks or record.life.phase == "DESTROYING":
                 changes.drop_jit(runner_id)
-        for job_id in sorted(self._jobs_changed):
-            if job_id in self.jobs:
-                changes.put_job(self.jobs[job_id])
+        changed = [self.jobs[job_id] for job_id in sorted(self._jobs_changed) if job_id in self.jobs]
+        for job in changed:
+            changes.put_job(job)
+        for installation, repo in sorted(
+            {(j.job.installation, j.job.repo) for j in changed if j.job.served != "ignored"}
+        ):
+            changes.note_active(installation, repo, self.now)
         for counter, by in sorted(self._counts.items()):
             changes.count(counter, by)
         for phase, seconds in self._durations:

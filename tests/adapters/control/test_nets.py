@@ -132,3 +132,33 @@ async def test_pages_of_deliveries_are_followed(plane: Plane) -> None:
     assert (len(page.deliveries), len(rest.deliveries), rest.cursor) == (100, 30, "")
     assert numbers == sorted(numbers, reverse=True)
     assert all(seen.ok and abs(seen.at - plane.now) < 1 for seen in page.deliveries)
+
+
+async def test_a_delivery_that_was_never_made_is_made_up_for(plane: Plane) -> None:
+    plane.start_job()
+    await plane.look()
+    job = plane.start_job(DeliveryFault("drop", event="workflow_job"))
+    await plane.look()
+    assert job not in await plane.states()
+    await plane.pass_time(90)
+    assert (await plane.states())[job] == "yes"
+
+
+def remaining(plane: Plane) -> int:
+    return plane.simulated.rest.rates.view(f"installation-{plane.simulated.installation_id}", "core")["remaining"]
+
+
+async def test_asking_again_costs_no_rate_limit_where_nothing_changed(plane: Plane) -> None:
+    plane.start_job()
+    await plane.look()
+    installation, repo = plane.simulated.installation_id, "acme/app"
+    first = await plane.kit.queued_jobs(installation, repo)
+    file = await plane.kit.read_file(installation, repo, ".ironcd/policy.yml")
+    before = remaining(plane)
+    for _ in range(5):
+        assert await plane.kit.queued_jobs(installation, repo) == first
+        assert await plane.kit.read_file(installation, repo, ".ironcd/policy.yml") == file
+    assert remaining(plane) == before
+    plane.start_job()
+    assert len(await plane.kit.queued_jobs(installation, repo)) == len(first) + 1
+    assert remaining(plane) < before
