@@ -25,7 +25,8 @@ COUNT = 300_000
 TOLD_S = 10.0
 
 _MITMPROXY = """
-import sys
+import sys, types
+sys.modules.setdefault("mitmproxy_linux", types.ModuleType("mitmproxy_linux"))  # its eBPF part isn't needed to parse
 from mitmproxy.proxy.layers.tls import parse_client_hello
 for line in sys.stdin:
     try:

@@ -72,6 +72,56 @@ async def test_an_idle_flow_is_ended(scene: tuple[Gateway, SimpleNamespace, Fake
     assert relay.ended == "idle"
 
 
+async def test_a_flow_of_more_than_ten_minutes_is_flagged(
+    scene: tuple[Gateway, SimpleNamespace, FakeRelay, list[Event]],
+) -> None:
+    gateway, clock, relay, events = scene
+    for minute in range(1, 13):
+        clock.now = relay.active = minute * 60.0
+        gateway.sweep()
+    assert [event.flags for event in events] == [()] * 10 + [("long",)] * 2
+
+
+async def test_a_host_that_is_sent_more_than_its_budget_is_told_of_once(
+    scene: tuple[Gateway, SimpleNamespace, FakeRelay, list[Event]],
+) -> None:
+    gateway, clock, relay, events = scene
+    for second in range(1, 60):
+        clock.now = relay.active = float(second)
+        relay.bytes_up = second * (10 << 20)
+        gateway.sweep()
+    (alert,) = events
+    assert (alert.event, alert.verdict, alert.reason, alert.host) == (
+        "alert",
+        "allowed",
+        "bytes_up_budget",
+        "allowed.example",
+    )
+    assert 256 << 20 < alert.bytes_up <= 270 << 20
+    clock.now = relay.active = 61.0
+    gateway.sweep()
+    assert events[-1].event == "progress"
+    assert events[-1].flags == ("bytes_up",)
+
+
+async def test_what_waits_too_long_is_ended_by_the_sweep(
+    scene: tuple[Gateway, SimpleNamespace, FakeRelay, list[Event]],
+) -> None:
+    gateway, clock, _, events = scene
+    (flow,) = gateway.flows
+    flow.relay = None
+    flow.deadline = 10.0
+    clock.now = 9.9
+    gateway.sweep()
+    assert events == []
+    clock.now = 10.0
+    gateway.sweep()
+    assert [(event.event, event.verdict, event.reason) for event in events] == [("open", "blocked", "hello_timeout")]
+    assert gateway.flows == set()
+    gateway.sweep()
+    assert len(events) == 1
+
+
 async def test_a_blocked_flow_is_recorded_once_as_such(state: Make) -> None:
     events: list[Event] = []
     recorder = Recorder(SimpleNamespace(append=events.append), gateway="host-1")  # type: ignore[arg-type]
