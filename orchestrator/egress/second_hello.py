@@ -8,8 +8,9 @@ from __future__ import annotations
 from orchestrator.egress.hello import Hello, HelloReader
 
 _RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
-_CHANGE_CIPHER_SPEC = b"\x14\x03\x03\x00\x01\x01"
-"""What a client may send before it, for middleboxes' sake (RFC 8446, D.4)."""
+_BEFORE = (0x14, 0x17)
+"""Records that may come first: change_cipher_spec (RFC 8446, D.4), and early data sent before the client was asked again."""
+MAX_HELD = 131_072
 
 
 def asks_again(flight: bytes) -> bool:
@@ -31,15 +32,25 @@ class SecondHello:
 
     def feed(self, data: bytes) -> bool | None:
         self.data += data
+        if len(self.data) > MAX_HELD:
+            self.verdict = False
+            return False
         if self._start is not None:
             self._start += data
-            if _CHANGE_CIPHER_SPEC.startswith(self._start[: len(_CHANGE_CIPHER_SPEC)]):
-                if len(self._start) < len(_CHANGE_CIPHER_SPEC):
-                    return None
-                del self._start[: len(_CHANGE_CIPHER_SPEC)]
+            self._skip()
+            if not self._start or self._start[0] in _BEFORE:
+                return None
             data, self._start = bytes(self._start), None
-        if data:
-            result = self._reader.feed(data)
-            if result is not None:
-                self.verdict = isinstance(result, Hello) and result.name == self._name
+        result = self._reader.feed(data)
+        if result is not None:
+            self.verdict = isinstance(result, Hello) and result.name == self._name
         return self.verdict
+
+    def _skip(self) -> None:
+        """Pass over the whole records that may come before the hello."""
+        start = self._start
+        while start and start[0] in _BEFORE and len(start) >= 5:
+            end = 5 + int.from_bytes(start[3:5], "big")
+            if len(start) < end:
+                return
+            del start[:end]

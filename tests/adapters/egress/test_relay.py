@@ -225,6 +225,7 @@ async def test_only_bulk_is_spliced(monkeypatch: pytest.MonkeyPatch) -> None:
 RETRY = b"\x16\x03\x03\x00\x58\x02\x00\x00\x54\x03\x03" + bytes.fromhex(
     "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
 )
+EARLY_DATA = b"\x17\x03\x03\x00\x05early"
 CHANGE_CIPHER_SPEC = b"\x14\x03\x03\x00\x01\x01"
 
 
@@ -250,14 +251,14 @@ async def after_retry(second: bytes, *, step: int = 10_000) -> tuple[str, bytes]
         ends.close()
 
 
-@pytest.mark.parametrize("before", [b"", CHANGE_CIPHER_SPEC])
+@pytest.mark.parametrize("before", [b"", CHANGE_CIPHER_SPEC, EARLY_DATA + CHANGE_CIPHER_SPEC])
 @pytest.mark.parametrize("step", [10_000, 1])
 async def test_a_second_hello_names_the_same_host(before: bytes, step: int) -> None:
     second = before + hello(b"allowed.example") + b"\x17\x03\x03\x00\x01x"
     assert await after_retry(second, step=step) == ("", second)
 
 
-@pytest.mark.parametrize("before", [b"", CHANGE_CIPHER_SPEC])
+@pytest.mark.parametrize("before", [b"", CHANGE_CIPHER_SPEC, EARLY_DATA + CHANGE_CIPHER_SPEC])
 @pytest.mark.parametrize("step", [10_000, 1])
 async def test_a_second_hello_that_names_another_host_goes_nowhere(before: bytes, step: int) -> None:
     assert await after_retry(before + hello(b"evil.example"), step=step) == ("sni_changed", b"")
