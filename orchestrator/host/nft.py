@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
+import struct
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,12 @@ from orchestrator.system import netns
 
 _FOLDERS = (Path("/usr/lib/python3/dist-packages/nftables"),)
 _NFPROTO_NETDEV = 5
+_NETLINK_NETFILTER = 12
+_NEW_GENERATION = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
+_GET_GENERATION = 10 << 8 | 16
+_NLM_F_REQUEST = 1
+_NFTA_GEN_ID = 1
+_ANSWER_S = 5.0
 _T = TypeVar("_T")
 
 Json = dict[str, Any]
@@ -36,6 +44,12 @@ class Nft(Protocol):
 
     def listing(self) -> Json:
         """The whole ruleset of the namespace, as ``list ruleset`` gives it, with each ``netdev`` chain's device."""
+
+    def generation(self) -> int:
+        """A number that the kernel changes with every change of the namespace's ruleset, whoever makes it."""
+
+    def listing_of(self, objects: list[Json]) -> Json:
+        """What there is of ``objects`` (each a chain, set or map by family, table and name), in the form of `listing`."""
 
 
 class LibNft:
@@ -57,6 +71,19 @@ class LibNft:
         if status != 0:
             raise _refused(error)
         listing: Json = answer if isinstance(answer, dict) else {"nftables": []}
+        _add_devices(listing)
+        return listing
+
+    def generation(self) -> int:
+        return _generation()
+
+    def listing_of(self, objects: list[Json]) -> Json:
+        found: list[Json] = []
+        for item in objects:  # libnftables answers one list command at a time
+            status, answer, _ = self._context.json_cmd({"nftables": [{"list": item}]})
+            if status == 0 and isinstance(answer, dict):
+                found += answer["nftables"]
+        listing: Json = {"nftables": found}
         _add_devices(listing)
         return listing
 
@@ -123,6 +150,23 @@ def _add_devices(listing: Json) -> None:
         device = devices.get((chain["table"], chain["name"]))
         if device is not None:
             chain.setdefault("dev", device)
+
+
+def _generation() -> int:
+    """Ask the kernel (``NFT_MSG_GETGEN``, linux/netfilter/nf_tables.h): libnftables knows the number and doesn't tell."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+        netlink.settimeout(_ANSWER_S)
+        netlink.send(struct.pack("=IHHIIBBH", 20, _GET_GENERATION, _NLM_F_REQUEST, 1, 0, socket.AF_UNSPEC, 0, 0))
+        answer = netlink.recv(4096)
+    kind = struct.unpack_from("=H", answer, 4)[0]
+    length, attribute, number = struct.unpack_from("=HH4s", answer, 20) if len(answer) >= 28 else (0, 0, b"")
+    if kind != _NEW_GENERATION or (length, attribute) != (8, _NFTA_GEN_ID):
+        raise HostError(
+            "the kernel doesn't say its ruleset's generation",
+            code="nft-refused",
+            remedy="Run `ironcd doctor`; the kernel must have nf_tables.",
+        )
+    return int.from_bytes(number)
 
 
 def _refused(error: str) -> HostError:

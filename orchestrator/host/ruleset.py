@@ -37,6 +37,7 @@ _HANDLED_PORTS = frozenset({53, 443})
 _LOG_SNAPLEN = 128
 _UDP_FLOWS = 4096
 _ARP_PER_SECOND = 20
+_SHARED = (("map", "vms"), ("set", "ranges"))
 
 Json = dict[str, Any]
 
@@ -327,6 +328,45 @@ def expected(vms: Iterable[VmRules], ports: Listeners) -> dict[str, Any]:
         if key.startswith(("map ", "set ")):
             item["elem"].sort(key=_sort_key)
     return found
+
+
+def chains_of(tap: str) -> list[Json]:
+    """The two chains of the VM on ``tap``, by name."""
+    return [
+        {"chain": {"family": "inet", "table": INET, "name": f"vm_{tap}"}},
+        {"chain": {"family": "netdev", "table": L2, "name": f"l2_{tap}"}},
+    ]
+
+
+def places_of(tap: str) -> list[Json]:
+    """Where something of the VM on ``tap`` may stand: its chains, the map and the set."""
+    shared = [{kind: {"family": "inet", "table": INET, "name": name}} for kind, name in _SHARED]
+    return chains_of(tap) + shared
+
+
+def only_of(tap: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The part of ``found`` (see `normalise`) that is about the VM on ``tap``."""
+    own: dict[str, Any] = {}
+    for item in chains_of(tap):
+        key = "chain {family} {table} {name}".format(**item["chain"])
+        if key in found:
+            own[key] = found[key]
+    for kind, name in _SHARED:
+        key = f"{kind} inet {INET} {name}"
+        own[key] = {"elem": [item for item in found.get(key, {}).get("elem", []) if tap_of(item) == tap]}
+    return own
+
+
+def tap_of(element: Any) -> str:
+    """The tap in an element of the map or of the set."""
+    if isinstance(element, dict):
+        element = element.get("concat", [""])
+    return str(element[0])
+
+
+def expected_of(vm: VmRules, ports: Listeners) -> dict[str, Any]:
+    """What `only_of` should give once ``vm`` is installed."""
+    return only_of(vm.tap, expected([vm], ports))
 
 
 def diff(found: dict[str, Any], meant: dict[str, Any]) -> list[str]:

@@ -176,6 +176,7 @@ def test_any_change_of_the_rules_is_seen_and_undone(links, wall, namespace, chan
     site = Site(wall, links, namespace.name)
     vm = site.vm(0)
     named = [word.replace("VM", vm.chain).replace("TAP", vm.tap).replace("L2", vm.l2_chain) for word in change]
+    assert wall.drift() == []
     site.nft(*named)
     assert wall.drift()
     assert Watch(wall, links).check() is not None
