@@ -89,6 +89,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "fence"
 
     @property
+    def outage(self) -> str:
+        """When GitHub stopped answering; there while it doesn't."""
+        return self.prefix + "outage"
+
+    @property
     def active(self) -> str:
         """Sorted set of ``installation owner/name`` by when a job of ours there last changed."""
         return self.prefix + "repos:active"
@@ -171,6 +176,10 @@ class Changes:
                 self.count(f"phase_seconds_bucket{{phase={phase},le={bucket}}}")
         self.count(f"phase_seconds_count{{phase={phase}}}")
         self._add("HINCRBYFLOAT", self._names.counters, f"phase_seconds_sum{{phase={phase}}}", f"{seconds:.3f}")
+
+    def put_outage(self, since: float) -> None:
+        """0: none goes on."""
+        self._add(*(("SET", self._names.outage, since) if since else ("DEL", self._names.outage)))
 
     def note_active(self, installation: int, repo: str, at: float) -> None:
         self._add("ZADD", self._names.active, at, f"{installation} {repo}")

@@ -134,6 +134,8 @@ def _reason(world: World, runner: RunnerRecord) -> str:
     match life.phase:
         case "WANTED" if not life.host:
             return world.runners[runner.id].waiting or "a host is being found"
+        case "WANTED" if world.outage_since:
+            return "GitHub doesn't answer; its runner is registered as soon as it does"
         case "WANTED":
             return world.runners[runner.id].waiting or "its runner is being registered at GitHub"
         case "BOOTING":

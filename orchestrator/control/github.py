@@ -160,15 +160,21 @@ class Unavailable(GitHubFailure):
 
 
 class RateLimited(GitHubFailure):
-    """``retry_after``: seconds until it makes sense to ask again."""
+    """``retry_after``: seconds until it makes sense to ask again.
 
-    def __init__(self, what: str, retry_after: float) -> None:
+    ``resource``: which of GitHub's limits it is; empty for a secondary one, which holds for all.  ``ours``: GitHub wasn't
+    asked, to spare its limit.
+    """
+
+    def __init__(self, what: str, retry_after: float, *, resource: str = "", ours: bool = False) -> None:
         super().__init__(
             f"GitHub's rate limit: {what}; going on in {retry_after:.0f} s",
             code="github-rate-limited",
             remedy="Nothing; jobs stay queued and are served when the limit is reset.",
         )
         self.retry_after = retry_after
+        self.resource = resource
+        self.ours = ours
 
 
 class Refused(GitHubFailure):

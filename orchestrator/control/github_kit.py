@@ -72,20 +72,20 @@ class KitGitHub:
         self._clock = clock
         self._group = runner_group_id
         limits = httpx.Limits(max_connections=32, max_keepalive_connections=16)
-        self._transport = Transport(transport or httpx.AsyncHTTPTransport(limits=limits), self.gauge)
+        self._network = transport or httpx.AsyncHTTPTransport(limits=limits)
         self._api_url = api_url
-        self._app = self._client(AppAuthStrategy(app_id, private_key))
+        self._app = self._client(AppAuthStrategy(app_id, private_key), 0)
         self._tokens = Tokens(self._fetch_token, clock=clock)
         self._answers = Answers()
         self._clients: dict[int, tuple[Token, Client]] = {}
 
-    def _client(self, auth: AppAuthStrategy | TokenAuthStrategy) -> Client:
+    def _client(self, auth: AppAuthStrategy | TokenAuthStrategy, installation: int) -> Client:
         return GitHub(
             auth,
             base_url=self._api_url,
             user_agent="ironcd",
             timeout=TIMEOUT_S,
-            async_transport=self._transport,
+            async_transport=Transport(self._network, self.gauge, installation),
             cache_strategy=MemCacheStrategy(),
             http_cache=False,
             auto_retry=False,
@@ -93,7 +93,7 @@ class KitGitHub:
         )
 
     async def close(self) -> None:
-        await self._transport.shut()
+        await self._network.aclose()
 
     # Runners
 
@@ -285,7 +285,7 @@ class KitGitHub:
         token = await self._tokens.get(installation)
         known = self._clients.get(installation)
         if known is None or known[0] != token:
-            known = self._clients[installation] = (token, self._client(TokenAuthStrategy(token.value)))
+            known = self._clients[installation] = (token, self._client(TokenAuthStrategy(token.value), installation))
         return known
 
     async def _fetch_token(self, installation: int) -> tuple[str, str]:
@@ -314,7 +314,9 @@ class KitGitHub:
         if answer.status_code in (403, 429):
             wait = self._wait(answer)
             if wait is not None:
-                return RateLimited(what, wait)
+                used_up = answer.headers.get("x-ratelimit-remaining") == "0"
+                resource = answer.headers.get("x-ratelimit-resource", "core") if used_up else ""
+                return RateLimited(what, wait, resource=resource)
         return _Status(answer.status_code, what)
 
     def _wait(self, answer: httpx.Response) -> float | None:

@@ -26,13 +26,13 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Gauge:
-    """Calls by method, route and status; the rate limits by resource, as they were last told."""
+    """Calls by method, route and status; the rate limits by installation (0: the App) and resource, as last told."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, str, str]] = Counter()
-        self.limits: dict[str, Limit] = {}
+        self.limits: dict[tuple[int, str], Limit] = {}
 
-    def saw(self, request: httpx.Request, status: str, headers: Mapping[str, str]) -> None:
+    def saw(self, request: httpx.Request, status: str, headers: Mapping[str, str], installation: int) -> None:
         self.calls[request.method, route_of(request.url.path), status] += 1
         try:
             limit = Limit(
@@ -42,7 +42,7 @@ class Gauge:
             )
         except (KeyError, ValueError):
             return
-        self.limits[headers.get("x-ratelimit-resource", "core")] = limit
+        self.limits[installation, headers.get("x-ratelimit-resource", "core")] = limit
 
 
 def route_of(path: str) -> str:
@@ -56,19 +56,20 @@ def route_of(path: str) -> str:
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Stays open when a client that uses it closes; `shut` closes it."""
+    """Requests of one installation over ``inner``, which stays open when a client closes."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, gauge: Gauge) -> None:
+    def __init__(self, inner: httpx.AsyncBaseTransport, gauge: Gauge, installation: int) -> None:
         self._inner = inner
         self._gauge = gauge
+        self._installation = installation
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
             response = await self._inner.handle_async_request(request)
         except httpx.TransportError:
-            self._gauge.saw(request, "error", {})
+            self._gauge.saw(request, "error", {}, self._installation)
             raise
-        self._gauge.saw(request, str(response.status_code), response.headers)
+        self._gauge.saw(request, str(response.status_code), response.headers, self._installation)
         return response
 
     async def __aenter__(self) -> Transport:  # noqa: PYI034 - a client enters and leaves; it stays open
@@ -79,6 +80,3 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         pass
-
-    async def shut(self) -> None:
-        await self._inner.aclose()

@@ -30,6 +30,7 @@ HELP = {
     "worker_errors": "Faults in the worker's own code",
     "alarms": "Times that the destruction of a runner was late",
     "orphans": "Registrations removed that nobody had a use for, by GitHub's answer",
+    "github_held": "Requests to GitHub that weren't made, by kind and why: outage, limit, wait, pace",
     "jobs_found": "Jobs that were found at GitHub, no delivery having told of them for a minute",
     "redeliveries": "Deliveries that didn't arrive: asked for again, refused by GitHub, or given up",
     "looks": "Reconciliations by result",
@@ -59,13 +60,15 @@ async def scrape(store: Store, *, clock: Callable[[], float] = time.time) -> byt
     try:
         counters, lengths = await store.counters(), await store.lengths()
         jobs, runners = await store.live_jobs(), await store.live_runners()
-        sightings = await store.sightings()
+        sightings, outage = await store.sightings(), await store.outage_since()
     except StoreError:
         up.add_metric([], 0)
         registry.register(Scrape({}, [up]))
         return generate_latest(registry)
     up.add_metric([], 1)
-    metrics = [up, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, clock())]
+    away = GaugeMetricFamily("ironcd_github_outage_seconds", "How long GitHub hasn't answered; 0 where it does")
+    away.add_metric([], max(0.0, clock() - outage) if outage else 0.0)
+    metrics = [up, away, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, clock())]
     registry.register(Scrape(counters, metrics))
     return generate_latest(registry)
 
@@ -117,11 +120,13 @@ def parse(key: str) -> tuple[str, dict[str, str]]:
 
 
 def _limits(counters: dict[str, float]) -> Iterator[Metric]:
-    family = GaugeMetricFamily("ironcd_github_remaining", "Requests left until GitHub's reset", labels=["resource"])
+    family = GaugeMetricFamily(
+        "ironcd_github_remaining", "Requests left until GitHub's reset", labels=["installation", "resource"]
+    )
     for key, value in counters.items():
         name, labels = parse(key)
         if name == "github_remaining":
-            family.add_metric([labels.get("resource", "")], value)
+            family.add_metric([labels.get("installation", ""), labels.get("resource", "")], value)
     yield family
 
 

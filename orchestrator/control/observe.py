@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from orchestrator.control.outage import HELD
 from orchestrator.control.records import RunnerRecord, Sighting
 from orchestrator.control.world import LIVE, World
 from orchestrator.core.placement import HostView
@@ -26,8 +27,9 @@ def observe(world: World) -> None:
                 _observe_runner(world, record.id, seen[record.id])
             else:
                 _observe_absence(world, record, sighting)
-    for runner_id in list(world.runners):
-        world.happen(runner_id, Ticked())
+    for record in list(world.runners.values()):
+        if not (world.outage_since and record.life.phase in HELD):
+            world.happen(record.id, Ticked())
 
 
 def strays(world: World) -> Iterator[tuple[str, ObservedRunner]]:

@@ -19,10 +19,12 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from orchestrator.control import outage
 from orchestrator.control.checks import Checks
 from orchestrator.control.demand import meet_demand
 from orchestrator.control.desired import desired_of
 from orchestrator.control.github import GitHub, GitHubFailure
+from orchestrator.control.governor import Governor
 from orchestrator.control.ingest import learn, settle
 from orchestrator.control.installations import Installations
 from orchestrator.control.observe import observe, strays
@@ -57,6 +59,9 @@ class Means(msgspec.Struct, frozen=True):
     archive: Path
     make_id: Callable[[], str]
     search: JobSearch
+    urgent: GitHub
+    """`github`, for what nothing goes on without."""
+    governor: Governor
 
 
 class Pass:
@@ -79,13 +84,14 @@ class Pass:
 
     async def run(self) -> bool:
         """True where another pass should follow at once."""
+        self._outage()
         await self._ingest()
         await self._take_back()
         observe(self.world)
         settle(self.world)
         await self._all(self.checks.ask_claim(*claim) for claim in self.checks.claims())
         await self._all(self.checks.ask_job(record) for record in self.checks.stale())
-        if self.snapshot.known:
+        if self.snapshot.known and not self.world.outage_since:
             await self._all(self.means.search.ask(self.world, *repo) for repo in await self._to_search())
         settle(self.world)
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
@@ -95,7 +101,7 @@ class Pass:
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
         await self._all(self.rebind.look_again(runner_id) for runner_id in self.rebind.bound())
-        if self._sweep and self._known:
+        if self._sweep and self._known and not self.world.outage_since:
             await self._all([sweep(self.world, self.means.github, self.means.installations)])
         await self._write()
         await self._tell_hosts()
@@ -104,10 +110,20 @@ class Pass:
 
     # What has happened
 
+    def _outage(self) -> None:
+        """Whether GitHub answers, and if it does again, what that means for those that waited."""
+        world, before = self.world, self.snapshot.outage_since
+        world.outage_since = self.means.governor.open_since
+        if world.outage_since:
+            outage.hold(world)
+        elif before:
+            outage.is_over(world, before)
+            log.warning("github_outage_over", seconds=round(world.now - before))
+
     async def _ingest(self) -> None:
         if not self._known:
             try:
-                await find_jobs(self.world, self.means.github, self.means.installations)
+                await find_jobs(self.world, self.means.urgent, self.means.installations)
                 self._known = True
             except GitHubFailure as error:
                 log.warning("recovery_waits", error=error.message)

@@ -98,6 +98,8 @@ class Orders:
         if self._world.now < record.not_before:
             return None
         for effect in owed(record.life):
+            if isinstance(effect, Register) and self._world.outage_since:
+                continue
             if isinstance(effect, (Register, Fence, Deregister)):
                 return effect
             if isinstance(effect, Bind) and not record.bound and not record.refused:
@@ -106,6 +108,10 @@ class Orders:
 
     def _later(self, runner_id: str, error: GitHubFailure) -> None:
         record = self._world.runners[runner_id]
+        if isinstance(error, RateLimited) and error.ours:
+            later = self._world.now + error.retry_after
+            self._world.change_runner(runner_id, not_before=later, waiting=error.message)
+            return
         waits = self._world.settings.pace.retry_s
         wait = waits[min(record.tries, len(waits) - 1)]
         if isinstance(error, RateLimited):

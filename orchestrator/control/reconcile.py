@@ -10,6 +10,8 @@ from pathlib import Path
 from ulid import ULID
 
 from orchestrator.control.github import GitHub
+from orchestrator.control.github_governed import GovernedGitHub
+from orchestrator.control.governor import Governor
 from orchestrator.control.installations import Installations
 from orchestrator.control.one_pass import Means, Pass
 from orchestrator.control.orphans import ORPHAN_S
@@ -42,7 +44,13 @@ class Reconciler:
         *,
         clock: Callable[[], float] = time.time,
         make_id: Callable[[], str] = make_ulid,
+        governor: Governor | None = None,
     ) -> None:
+        governor = governor or Governor(clock=clock)
+        urgent = GovernedGitHub(github, governor, urgent=True)
+        self._github = github = GovernedGitHub(github, governor)
+        self._governor = governor
+        self._resumed = False
         self._store = store
         self._clock = clock
         self._settings = settings
@@ -51,8 +59,12 @@ class Reconciler:
         )
         archive = Path(settings.state_dir) / "archive"
         installations = Installations(github)
-        search = JobSearch(store, github, installations, every_s=settings.pace.search_s)
-        self._means = Means(store, github, settings, book, installations, seal, archive, make_id, search)
+        search = self._search = JobSearch(
+            store, github, installations, every_s=settings.pace.search_s, share=governor.share
+        )
+        self._means = Means(
+            store, github, settings, book, installations, seal, archive, make_id, search, urgent, governor
+        )
         self._redelivery = Redelivery(store, github)
         self._swept = float("-inf")
         self._looked_for_deliveries = float("-inf")
@@ -68,6 +80,7 @@ class Reconciler:
             return False
         keeper = asyncio.create_task(self._keep(lease))
         try:
+            await self._ask_whether_github_answers()
             for number in range(PASSES):
                 now = self._clock()
                 due = number == 0 and now - self._looked_for_orphans >= ORPHAN_S
@@ -89,6 +102,17 @@ class Reconciler:
         await self._store.release(lease)
         return True
 
+    async def _ask_whether_github_answers(self) -> None:
+        """In an outage, now and then.  What may have been missed in it is looked for as soon as it is over."""
+        if not self._resumed:
+            since = await self._store.outage_since()
+            self._resumed = True
+            if since:
+                self._governor.resume(since)
+        if await self._github.probe():
+            self._search.again()
+            self._looked_for_deliveries = float("-inf")
+
     async def _keep(self, lease: Lease) -> None:
         """Renew the lease while GitHub is slow."""
         while True:
@@ -97,7 +121,7 @@ class Reconciler:
 
     async def _sweep(self, lease: Lease) -> None:
         now = self._clock()
-        if now - self._looked_for_deliveries >= self._settings.pace.redelivery_s:
+        if not self._governor.open_since and now - self._looked_for_deliveries >= self._settings.pace.redelivery_s:
             self._looked_for_deliveries = now
             await self._redelivery.sweep(lease, now)
         if now - self._swept >= self._settings.pace.sweep_s:

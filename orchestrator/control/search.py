@@ -1,13 +1,15 @@
 """Jobs that no delivery told of: GitHub lost the event before there was a delivery, or is minutes late with it.
 
-Repositories that had a job of ours in the last 6 hours are asked for their queued jobs each minute, all that the App may
-see once a day.  What is found goes the way of any other news of a job, so being told twice does no harm.  A few
+Repositories that had a job of ours in the last 6 hours are asked for their queued jobs each minute (each five where less than
+half of the rate limit is left), all that the App may see once a day.  What is found goes the way of any other news of a job, so being told twice does no harm.  A few
 repositories are asked at a time, those first that were asked longest ago.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
+from collections.abc import Callable
 
 import structlog
 
@@ -23,6 +25,9 @@ AGAIN_S = 300.0
 """Where the list of all repositories couldn't be had."""
 AT_ONCE = 3
 ROUND_S = 1.0
+HALF = 0.5
+SLOWER = 5.0
+"""Where less than `HALF` of the rate limit is left."""
 LATE_S = 60.0
 """A job of that age that no delivery told of counts as one that was found."""
 
@@ -34,7 +39,17 @@ log = structlog.get_logger()
 class JobSearch:
     """One for each worker; when which repository was asked is forgotten with it."""
 
-    def __init__(self, store: Store, github: GitHub, installations: Installations, *, every_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        github: GitHub,
+        installations: Installations,
+        *,
+        every_s: float,
+        share: Callable[[int], float] = lambda _installation: 1.0,
+    ) -> None:
+        """``share``: how much of an installation's rate limit is left, from 0 to 1."""
+        self._share = share
         self._store = store
         self._github = github
         self._installations = installations
@@ -54,12 +69,21 @@ class JobSearch:
         active = await self._store.active_repos(now - ACTIVE_S)
         self._asked = {repo: at for repo, at in self._asked.items() if now - at < ALL_S}
         waiting = [(self._asked.get(repo, float("-inf")), repo) for repo in active]
-        found = [repo for at, repo in sorted(waiting) if now - at >= self._every_s][:AT_ONCE]
+        random.shuffle(waiting)
+        waiting.sort(key=lambda item: item[0])
+        found = [repo for at, repo in waiting if now - at >= self._pause(repo)][:AT_ONCE]
         await self._list_all(lease, now)
         while self._backlog and len(found) < AT_ONCE:
             repo = self._backlog.popleft()
             found += [repo] if repo not in found else []
         return found
+
+    def again(self) -> None:
+        """Ask all that are in use as if none had been asked."""
+        self._asked.clear()
+
+    def _pause(self, repo: Repo) -> float:
+        return self._every_s if self._share(repo[0]) >= HALF else self._every_s * SLOWER
 
     async def ask(self, world: World, installation: int, repo: str) -> None:
         """Learn the jobs of ours that are queued or running there."""

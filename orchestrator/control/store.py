@@ -144,7 +144,8 @@ class Store:
                 pipe.hgetall(key)
             pipe.xrange(names.inbox, count=INBOX_AT_ONCE)
             pipe.exists(names.known)
-            _, jobs, runners, sightings, sums, inbox, known = await self._ask(pipe.execute())
+            pipe.get(names.outage)
+            _, jobs, runners, sightings, sums, inbox, known, outage = await self._ask(pipe.execute())
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -152,6 +153,7 @@ class Store:
             sums=dict(self._sums.all(sums)),
             inbox=tuple(_entry(entry_id, fields) for entry_id, fields in inbox),
             known=bool(known),
+            outage_since=float(outage or 0.0),
         )
 
     async def put_aside(self, lease: Lease, entry: Entry, why: str) -> None:
@@ -186,6 +188,10 @@ class Store:
         found = await self._ask(self.client.zrangebyscore(self.names.active, since, "+inf"))
         pairs = (member.decode().partition(" ") for member in found)
         return [(int(installation), repo) for installation, _, repo in pairs]
+
+    async def outage_since(self) -> float:
+        """When GitHub stopped answering; 0 where no outage goes on."""
+        return float(await self._ask(self.client.get(self.names.outage)) or 0.0)
 
     async def searched_at(self) -> float:
         """When all repositories were last asked for their jobs; 0 for never."""

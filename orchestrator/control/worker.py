@@ -23,7 +23,9 @@ from rq.timeouts import TimerDeathPenalty
 
 from orchestrator.control import work
 from orchestrator.control.blocked import BlockedOf, BlockedReporter
+from orchestrator.control.github_governed import GovernedGitHub
 from orchestrator.control.github_kit import KitGitHub
+from orchestrator.control.governor import Governor
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
@@ -76,7 +78,8 @@ class Worker:
         self._github = github
         self._loop = loop
         self._store = Store.at(settings.redis_url, settings.prefix)
-        self._reconciler = Reconciler(self._store, github, settings, presets, seal)
+        self._governor = Governor(clock=time.time, limits=github.gauge.limits)
+        self._reconciler = Reconciler(self._store, github, settings, presets, seal, governor=self._governor)
         self._stopped = threading.Event()
         self._looking = False
 
@@ -112,7 +115,7 @@ class Worker:
         """Until cancelled: a round of telling commits what was blocked, every few seconds."""
         if blocked_of is None:
             return
-        reporter = BlockedReporter(self._store, self._github, blocked_of)
+        reporter = BlockedReporter(self._store, GovernedGitHub(self._github, self._governor), blocked_of)
         while True:
             await asyncio.sleep(TELL_EVERY_S)
             try:
@@ -156,7 +159,12 @@ class Worker:
         calls, gauge.calls = gauge.calls, type(gauge.calls)()
         counts = {f"github_calls{{method={m},route={r},status={s}}}": n for (m, r, s), n in calls.items()}
         counts[f"looks{{result={result}}}"] = 1
-        limits = {f"github_remaining{{resource={name}}}": seen.remaining for name, seen in gauge.limits.items()}
+        held, self._governor.held = self._governor.held, type(self._governor.held)()
+        counts |= {f"github_held{{kind={kind},why={why}}}": n for (kind, why), n in held.items()}
+        limits = {
+            f"github_remaining{{installation={installation or 'app'},resource={name}}}": seen.remaining
+            for (installation, name), seen in gauge.limits.items()
+        }
         await self._store.add_counts(counts, limits)
 
 

@@ -60,6 +60,8 @@ class World:
         self.runners: dict[str, RunnerRecord] = dict(snapshot.runners)
         self.sightings: dict[str, Sighting] = dict(snapshot.sightings)
         self.sums = dict(snapshot.sums)
+        self.outage_since = self._outage_written = snapshot.outage_since
+        """Of GitHub; 0 where it answers."""
         self.progress = False
         """True where something happened that may call for more in the next pass."""
         self._jobs_changed: set[int] = set()
@@ -178,6 +180,25 @@ class World:
             changes.put_policy(policy)
         for repo, policy in self._policy_of.items():
             changes.put_policy_of(repo, policy, self.now)
+        self._put_runners(changes)
+        changed = [self.jobs[job_id] for job_id in sorted(self._jobs_changed) if job_id in self.jobs]
+        for job in changed:
+            changes.put_job(job)
+        for installation, repo in sorted(
+            {(j.job.installation, j.job.repo) for j in changed if j.job.served != "ignored"}
+        ):
+            changes.note_active(installation, repo, self.now)
+        if self.outage_since != self._outage_written:
+            changes.put_outage(self.outage_since)
+            self._outage_written = self.outage_since
+        for counter, by in sorted(self._counts.items()):
+            changes.count(counter, by)
+        for phase, seconds in self._durations:
+            changes.observe_phase(phase, seconds)
+        self._policies, self._policy_of, self._counts, self._durations = {}, {}, {}, []
+        self._runners_changed, self._jobs_changed = set(), set()
+
+    def _put_runners(self, changes: Changes) -> None:
         for runner_id in sorted(self._runners_changed):
             record = self.runners[runner_id]
             if record.life.phase == "GONE":
@@ -186,19 +207,6 @@ class World:
                 changes.put_runner(record)
             if "jit_taken" in record.marks or record.life.phase == "DESTROYING":
                 changes.drop_jit(runner_id)
-        changed = [self.jobs[job_id] for job_id in sorted(self._jobs_changed) if job_id in self.jobs]
-        for job in changed:
-            changes.put_job(job)
-        for installation, repo in sorted(
-            {(j.job.installation, j.job.repo) for j in changed if j.job.served != "ignored"}
-        ):
-            changes.note_active(installation, repo, self.now)
-        for counter, by in sorted(self._counts.items()):
-            changes.count(counter, by)
-        for phase, seconds in self._durations:
-            changes.observe_phase(phase, seconds)
-        self._policies, self._policy_of, self._counts, self._durations = {}, {}, {}, []
-        self._runners_changed, self._jobs_changed = set(), set()
 
     def let_go_of_job(self, job_id: int) -> None:
         """It was put away elsewhere and isn't written any more."""

@@ -268,4 +268,6 @@ async def test_statuses_and_limits(simulated: SimulatedGitHub, kit: KitGitHub) -
     )
     (status,) = simulated.repository("acme/app").statuses[sha]
     assert (status.state, status.context, status.description) == ("failure", "ironcd/policy", "x" * 140)
-    assert 0 < kit.gauge.limits["core"].remaining < kit.gauge.limits["core"].limit
+    limit = kit.gauge.limits[simulated.installation_id, "core"]
+    assert 0 < limit.remaining < limit.limit
+    assert kit.gauge.limits[0, "core"].remaining < kit.gauge.limits[0, "core"].limit

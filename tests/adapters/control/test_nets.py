@@ -9,25 +9,36 @@ from typing import Any
 
 import fakeredis
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 
 from orchestrator.control.github_kit import KitGitHub
+from orchestrator.control.governor import Governor
 from orchestrator.control.reconcile import Reconciler
+from orchestrator.control.records import Sighting
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
 from orchestrator.core.inbox import Keys
+from orchestrator.core.machine import Capacity
+from orchestrator.core.runner import Deadlines
+from orchestrator.core.wire import Image, Observed
 from orchestrator.intake import Inbox, Receiver, router
 from orchestrator.simulator.github import GitHub as SimulatedGitHub
-from orchestrator.simulator.github.faults import DeliveryFault
+from orchestrator.simulator.github.faults import DeliveryFault, ResponseFault
 from orchestrator.simulator.github.identity import pem_of
 from orchestrator.simulator.github.jit import new_key
 from policies import load_presets
 
 PRESETS = load_presets()
+HOUR_S = 3600.0
 SECRET = "a webhook secret"
 WORKFLOW = {"jobs": {"build": {"runs-on": ["ironcd"], "steps": [{"run": "true"}]}}}
+HOST = Observed(
+    host="h1", boot="b", at=0.0, capacity=Capacity(64, 1 << 20, 4096), accelerator="kvm", generation=0, runners=(),
+    images=(Image("default", "sha256:0", "2.336.0"),),
+)  # fmt: skip
 
 
 class Plane:
@@ -60,7 +71,12 @@ class Plane:
             transport=httpx.ASGITransport(self.simulated.app),
             clock=self.clock,
         )
-        self.settings = ControlSettings(app_id=self.simulated.app_record.id, state_dir=str(folder), prefix="t:")
+        self.settings = ControlSettings(
+            app_id=self.simulated.app_record.id,
+            state_dir=str(folder),
+            prefix="t:",
+            deadlines=Deadlines(booting_s=HOUR_S),
+        )
         self.seal = Seal.in_folder(folder)
         self.worker = self.fresh()
 
@@ -68,9 +84,11 @@ class Plane:
         return self.now
 
     def fresh(self) -> Reconciler:
-        return Reconciler(self.store, self.kit, self.settings, PRESETS, self.seal, clock=self.clock)
+        governor = Governor(clock=self.clock, limits=self.kit.gauge.limits)
+        return Reconciler(self.store, self.kit, self.settings, PRESETS, self.seal, clock=self.clock, governor=governor)
 
     async def look(self) -> None:
+        await self.store.put_sighting(Sighting(self.now, msgspec.structs.replace(HOST, at=self.now)))
         assert await self.worker.look()
         await self.simulated.hooks.settle()
         assert await self.worker.look()
@@ -162,3 +180,41 @@ async def test_asking_again_costs_no_rate_limit_where_nothing_changed(plane: Pla
     plane.start_job()
     assert len(await plane.kit.queued_jobs(installation, repo)) == len(first) + 1
     assert remaining(plane) < before
+
+
+def asked(plane: Plane, *routes: str) -> int:
+    return sum(number for (_, route, _), number in plane.kit.gauge.calls.items() if route.endswith(routes))
+
+
+async def test_the_last_of_the_rate_limit_is_kept_for_registrations(plane: Plane) -> None:
+    plane.start_job()
+    await plane.look()
+    who = f"installation-{plane.simulated.installation_id}"
+    for resource in ("core", "actions_runner_registration"):
+        limit = plane.simulated.rest.rates.limits[resource]
+        while plane.simulated.rest.rates.view(who, resource)["remaining"] > limit * 0.04:
+            plane.simulated.rest.rates.spend(who, resource)
+    plane.start_job()
+    await plane.pass_time(120)
+    before = asked(plane, "/actions/runs", "/actions/jobs/{id}")
+    registered = len(plane.simulated.state.runners)
+    plane.start_job()
+    await plane.pass_time(240)
+    assert asked(plane, "/actions/runs", "/actions/jobs/{id}") == before
+    assert len(plane.simulated.state.runners) == registered + 1
+
+
+async def test_an_outage_and_its_end(plane: Plane) -> None:
+    outage = ResponseFault(".*", host="api.github.com", status=502)
+    plane.simulated.faults.responses.append(outage)
+    plane.start_job()
+    await plane.pass_time(120, step=5)
+    assert await plane.store.outage_since() > 0
+    assert plane.simulated.state.runners == {}
+    before = plane.kit.gauge.calls.total()
+    await plane.pass_time(180, step=5)
+    assert plane.kit.gauge.calls.total() - before <= 8, "a probe each half minute"
+    outage.times = 0
+    await plane.pass_time(60, step=5)
+    assert await plane.store.outage_since() == 0
+    assert len(plane.simulated.state.runners) == 1
