@@ -6,6 +6,7 @@
 ``GET /api/v1/runners``      ``?phase= &host= &gone=false &limit=``, latest first
 ``GET /api/v1/runners/{id}``
 ``GET /api/v1/hosts``
+``POST .../hosts/{host}``    ``/cordon?why=`` has it get no new runner, ``/uncordon`` takes that back
 ``GET /api/v1/policy``       ``?repo=``: what the latest job of a repository was given, rule by rule
 ===========================  ============================================================================
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from orchestrator.control.records import JobRecord, RunnerRecord
@@ -25,6 +27,8 @@ from orchestrator.control.views import host_view, job_story, job_view, runner_st
 from orchestrator.core.errors import StoreError
 
 LIMIT = 10_000
+
+log = structlog.get_logger()
 
 
 class AdminApi:
@@ -95,9 +99,28 @@ class AdminApi:
         sightings = await self._ask(self._store.sightings())
         runners = runners_by_host(await self._ask(self._store.live_runners()))
         names = sorted(sightings.keys() | self._hosts)
-        now = self._clock()
-        views = [host_view(name, sightings.get(name), runners.get(name, ()), now) for name in names]
+        now, cordoned = self._clock(), await self._ask(self._store.cordoned())
+        views = [
+            host_view(name, sightings.get(name), runners.get(name, ()), now, cordon=cordoned.get(name))
+            for name in names
+        ]
         return _json({"hosts": views})
+
+    async def cordon(self, host: str, why: str = Query(default="", max_length=200)) -> Response:
+        await self._must_know(host)
+        await self._ask(self._store.cordon(host, why))
+        log.info("host_cordoned", host=host, why=why)
+        return _json({"host": host, "cordoned": True})
+
+    async def uncordon(self, host: str) -> Response:
+        await self._must_know(host)
+        await self._ask(self._store.uncordon(host))
+        log.info("host_uncordoned", host=host)
+        return _json({"host": host, "cordoned": False})
+
+    async def _must_know(self, host: str) -> None:
+        if host not in self._hosts and host not in await self._ask(self._store.sightings()):
+            raise HTTPException(404, f"no host {host} is known")
 
     async def policy(self, repo: str) -> Response:
         known = await self._ask(self._store.policy_of(repo))
@@ -125,6 +148,8 @@ def router(api: AdminApi, authenticate: Callable[[Request], None]) -> APIRouter:
     routes.add_api_route("/runners/{runner_id}", api.runner, methods=["GET"], response_class=Response)
     routes.add_api_route("/policy", api.policy, methods=["GET"], response_class=Response)
     routes.add_api_route("/hosts", api.hosts, methods=["GET"], response_class=Response)
+    routes.add_api_route("/hosts/{host}/cordon", api.cordon, methods=["POST"], response_class=Response)
+    routes.add_api_route("/hosts/{host}/uncordon", api.uncordon, methods=["POST"], response_class=Response)
     return routes
 
 

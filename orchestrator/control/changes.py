@@ -89,6 +89,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "fence"
 
     @property
+    def cordoned(self) -> str:
+        """Hash of hosts that an admin cordoned to the reason that was given.  The admin API alone writes it."""
+        return self.prefix + "hosts:cordoned"
+
+    @property
     def outage(self) -> str:
         """When GitHub stopped answering; there while it doesn't."""
         return self.prefix + "outage"

@@ -57,7 +57,7 @@ def host_views(world: World) -> list[HostView]:
                 taken=tuple(record.life.machine for record in by_host.get(host, ())),
                 images=frozenset(image.name for image in seen.images),
                 alive=silent <= world.settings.pace.host_away_s,
-                cordoned=seen.cordoned,
+                cordoned=seen.cordoned or host in world.cordoned,
                 refuses=f"reports {problems}" if problems else "",
             )
         )

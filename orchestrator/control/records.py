@@ -109,6 +109,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     inbox: tuple[Entry, ...]
     known: bool
     """False in an empty Redis: what was there must be found again."""
+    cordoned: dict[str, str] = {}
+    """Hosts that an admin cordoned, and why."""
     outage_since: float = 0.0
     """When GitHub stopped answering; 0 where no outage goes on."""
 

@@ -145,7 +145,8 @@ class Store:
             pipe.xrange(names.inbox, count=INBOX_AT_ONCE)
             pipe.exists(names.known)
             pipe.get(names.outage)
-            _, jobs, runners, sightings, sums, inbox, known, outage = await self._ask(pipe.execute())
+            pipe.hgetall(names.cordoned)
+            _, jobs, runners, sightings, sums, inbox, known, outage, cordoned = await self._ask(pipe.execute())
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -154,6 +155,7 @@ class Store:
             inbox=tuple(_entry(entry_id, fields) for entry_id, fields in inbox),
             known=bool(known),
             outage_since=float(outage or 0.0),
+            cordoned=_texts(cordoned),
         )
 
     async def put_aside(self, lease: Lease, entry: Entry, why: str) -> None:
@@ -192,6 +194,16 @@ class Store:
     async def outage_since(self) -> float:
         """When GitHub stopped answering; 0 where no outage goes on."""
         return float(await self._ask(self.client.get(self.names.outage)) or 0.0)
+
+    async def cordoned(self) -> dict[str, str]:
+        """Hosts that an admin cordoned, each with the reason that was given."""
+        return _texts(await self._ask(self.client.hgetall(self.names.cordoned)))
+
+    async def cordon(self, host: str, why: str) -> None:
+        await self._ask(self.client.hset(self.names.cordoned, host, why))
+
+    async def uncordon(self, host: str) -> None:
+        await self._ask(self.client.hdel(self.names.cordoned, host))
 
     async def searched_at(self) -> float:
         """When all repositories were last asked for their jobs; 0 for never."""
@@ -353,6 +365,10 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     except msgspec.MsgspecError:
         delivery = None
     return Entry(entry_id.decode(), delivery)
+
+
+def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode("utf-8", "replace") for key, value in fields.items()}
 
 
 def _unavailable(error: Exception) -> StoreError:

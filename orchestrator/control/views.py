@@ -87,27 +87,39 @@ def runner_view(record: RunnerRecord) -> dict[str, Any]:
 
 
 def host_view(
-    host: str, sighting: Sighting | None, runners: Iterable[RunnerRecord], now: float, away_s: float = 15.0
+    host: str,
+    sighting: Sighting | None,
+    runners: Iterable[RunnerRecord],
+    now: float,
+    *,
+    away_s: float = 15.0,
+    cordon: str | None = None,
 ) -> dict[str, Any]:
     """A host with what it has, gives and complains of.
 
     ``state``: ``unseen`` (never reported), ``away`` (silent for ``away_s``), ``cordoned``, ``refuses`` (it has a problem) or
-    ``up``.
+    ``up``.  ``cordon``: the reason that an admin gave for cordoning it; None where none did.
     """
     mine = list(runners)
     if sighting is None:
-        return {"host": host, "state": "unseen", "runners": [record.id for record in mine]}
+        return {
+            "host": host,
+            "state": "unseen",
+            "cordoned": cordon is not None,
+            "runners": [record.id for record in mine],
+        }
     seen = sighting.observed
     taken = tuple(record.life.machine for record in mine)
     free = free_of(HostView(name=host, capacity=seen.capacity, taken=taken))
     return {
         "host": host,
-        "state": _state(sighting, now, away_s),
+        "state": _state(sighting, now, away_s, cordoned=cordon is not None),
         "silent_s": round(max(0.0, now - sighting.at), 1),
         "boot": seen.boot,
         "accelerator": seen.accelerator,
         "version": seen.version,
-        "cordoned": seen.cordoned,
+        "cordoned": seen.cordoned or cordon is not None,
+        "cordon": cordon or "",
         "capacity": _capacity(seen.capacity),
         "free": _capacity(free),
         "images": msgspec.to_builtins(seen.images),
@@ -125,10 +137,10 @@ def runners_by_host(runners: Iterable[RunnerRecord]) -> Mapping[str, list[Runner
     return found
 
 
-def _state(sighting: Sighting, now: float, away_s: float) -> str:
+def _state(sighting: Sighting, now: float, away_s: float, *, cordoned: bool) -> str:
     if now - sighting.at > away_s:
         return "away"
-    if sighting.observed.cordoned:
+    if sighting.observed.cordoned or cordoned:
         return "cordoned"
     return "refuses" if sighting.observed.problems else "up"
 

@@ -60,6 +60,7 @@ class World:
         self.runners: dict[str, RunnerRecord] = dict(snapshot.runners)
         self.sightings: dict[str, Sighting] = dict(snapshot.sightings)
         self.sums = dict(snapshot.sums)
+        self.cordoned = snapshot.cordoned
         self.outage_since = self._outage_written = snapshot.outage_since
         """Of GitHub; 0 where it answers."""
         self.progress = False

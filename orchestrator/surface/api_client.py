@@ -12,7 +12,7 @@ from orchestrator.surface.settings import Settings, read_secret
 
 
 class ApiClient:
-    """Reads ``/api/v1``.  Errors are IronCDErrors: unreachable, not permitted, not found."""
+    """Reads ``/api/v1``, and gives orders there.  Errors are IronCDErrors: unreachable, not permitted, not found."""
 
     def __init__(self, base_url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.base_url = base_url
@@ -32,9 +32,16 @@ class ApiClient:
 
     def get(self, path: str, params: Mapping[str, str | int | float | None] | None = None) -> Any:
         """The JSON at ``path`` (below ``/api/v1/``).  Parameters that are None are left out."""
+        return self._ask("GET", path, params)
+
+    def post(self, path: str, params: Mapping[str, str | int | float | None] | None = None) -> Any:
+        """Give an order; the JSON of the answer."""
+        return self._ask("POST", path, params)
+
+    def _ask(self, method: str, path: str, params: Mapping[str, str | int | float | None] | None) -> Any:
         given = {name: value for name, value in (params or {}).items() if value is not None}
         try:
-            response = self._client.get(f"/api/v1/{path}", params=given)
+            response = self._client.request(method, f"/api/v1/{path}", params=given)
         except httpx.HTTPError as error:
             raise OperationalError(
                 f"the control plane at {self.base_url} does not answer ({type(error).__name__})",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+from urllib.parse import quote
+
 import typer
 
 from orchestrator.surface.cli.options import GLOBAL, AsJson
@@ -24,6 +27,35 @@ def list_hosts(*, as_json: AsJson = False) -> None:
         return
     columns = ("host", "state", "#vcpus", "#memory MiB", "#disk GiB", "accelerator", "#runners", "problems")
     print_table(columns, (_row(host) for host in hosts))
+
+
+@app.command("cordon")
+def cordon(
+    name: Annotated[str, typer.Argument(help="The host.")],
+    why: Annotated[str, typer.Option(help="For whoever wonders.")] = "",
+) -> None:
+    """Give a host no new runners.  Those it has go on to their end.
+
+    Example: [bold]ironcd hosts cordon metal-1 --why "new kernel"[/bold]
+    """
+    _order(name, "cordon", {"why": why})
+    typer.echo(f"{name} is cordoned: it gets no new runner")
+
+
+@app.command("uncordon")
+def uncordon(name: Annotated[str, typer.Argument(help="The host.")]) -> None:
+    """Give a cordoned host new runners again.
+
+    Example: [bold]ironcd hosts uncordon metal-1[/bold]
+    """
+    _order(name, "uncordon", {})
+    typer.echo(f"{name} gets new runners again")
+
+
+def _order(name: str, order: str, params: dict[str, str | int | float | None]) -> None:
+    from orchestrator.surface.api_client import ApiClient
+
+    ApiClient.of(GLOBAL.settings()).post(f"hosts/{quote(name, safe='')}/{order}", params)
 
 
 def _row(host: dict[str, object]) -> tuple[object, ...]:

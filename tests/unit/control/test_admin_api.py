@@ -105,6 +105,26 @@ async def test_hosts(client: httpx.AsyncClient, stage: Stage) -> None:
     assert (seen["h1"]["state"], seen["h1"]["silent_s"]) == ("away", 60.0)
 
 
+async def test_a_cordoned_host_gets_no_new_runner_and_keeps_those_it_has(
+    client: httpx.AsyncClient, stage: Stage
+) -> None:
+    await stage.hosts_move()
+    await stage.deliver(stage.job(1))
+    await stage.look()
+    assert (await client.post("/api/v1/hosts/h1/cordon", params={"why": "new kernel"})).status_code == 200
+    await stage.deliver(stage.job(2))
+    await stage.run(rounds=15)
+    assert (await stage.job_record(1)).job.conclusion == "success"
+    assert "h1 is cordoned" in (await stage.job_record(2)).job.reason
+    (h1, _) = (await client.get("/api/v1/hosts")).json()["hosts"]
+    assert (h1["state"], h1["cordoned"], h1["cordon"]) == ("cordoned", True, "new kernel")
+    assert (await client.post("/api/v1/hosts/h1/uncordon")).json() == {"host": "h1", "cordoned": False}
+    await stage.run(rounds=15)
+    assert (await stage.job_record(2)).job.conclusion == "success"
+    assert (await client.post("/api/v1/hosts/nobody/cordon")).status_code == 404
+    assert (await client.post("/api/v1/hosts/h1/cordon", headers={"Authorization": ""})).status_code == 401
+
+
 async def test_metrics(client: httpx.AsyncClient, stage: Stage) -> None:
     await played(stage)
     text = (await client.get("/metrics")).text

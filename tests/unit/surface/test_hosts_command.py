@@ -1,0 +1,59 @@
+"""``ironcd hosts cordon`` and ``uncordon``: what is asked of the control plane, and what is said of its answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from orchestrator.surface import cli
+from orchestrator.surface.api_client import ApiClient
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[httpx.Request]:
+    """The requests that the command made, to a control plane that knows host h1 only."""
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        known = "/h1/" in request.url.path
+        return httpx.Response(200 if known else 404, json={})
+
+    client = ApiClient("http://test", "t", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(ApiClient, "of", lambda _settings: client)
+    return requests
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    def command(*argv: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["ironcd", "hosts", *argv])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return command
+
+
+def test_cordon(asked: list[httpx.Request], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cordon", "h1", "--why", "new kernel") == 0
+    (request,) = asked
+    assert (request.method, request.url.path) == ("POST", "/api/v1/hosts/h1/cordon")
+    assert request.url.params["why"] == "new kernel"
+    assert "h1 is cordoned" in capsys.readouterr().out
+
+
+def test_uncordon(asked: list[httpx.Request], run: Run) -> None:
+    assert run("uncordon", "h1") == 0
+    assert [request.url.path for request in asked] == ["/api/v1/hosts/h1/uncordon"]
+
+
+def test_a_host_that_nobody_knows(asked: list[httpx.Request], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cordon", "a/b") != 0
+    assert [request.url.raw_path for request in asked] == [b"/api/v1/hosts/a%2Fb/cordon?why="]
+    assert "error: " in capsys.readouterr().err
