@@ -109,13 +109,15 @@ async def test_bulk_arrives_as_it_was_both_ways_at_once(ends: Ends, size: int) -
 
 async def test_a_slow_reader_holds_the_sender_and_loses_nothing(ends: Ends) -> None:
     loop = asyncio.get_running_loop()
-    data = os.urandom(8_000_000)
+    data = os.urandom(32_000_000)
     sending = asyncio.create_task(loop.sock_sendall(ends.client, data))
-    await asyncio.sleep(0.2)
-    moved = ends.relay.bytes_up
+    moved = -1
+    async with asyncio.timeout(10):  # the sockets' buffers fill; how far and how fast is the kernel's business
+        while moved != ends.relay.bytes_up or not moved:
+            moved = ends.relay.bytes_up
+            await asyncio.sleep(0.3)
     assert moved < len(data)
-    await asyncio.sleep(0.1)
-    assert ends.relay.bytes_up == moved
+    assert not sending.done()
     got = bytearray()
     async with asyncio.timeout(20):
         while len(got) < len(data):
