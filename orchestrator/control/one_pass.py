@@ -125,6 +125,7 @@ class Pass:
             try:
                 await find_jobs(self.world, self.means.urgent, self.means.installations)
                 self._known = True
+                self.means.search.asked_all()
             except GitHubFailure as error:
                 log.warning("recovery_waits", error=error.message)
         finished = await self._finished(entry for entry in self.snapshot.inbox)

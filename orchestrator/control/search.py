@@ -55,6 +55,8 @@ class JobSearch:
         self._installations = installations
         self._every_s = every_s
         self._asked: dict[Repo, float] = {}
+        self._missed_some = True
+        """Deliveries, perhaps.  Where none were, a repository that comes into use has just told of its job: its turn is later."""
         self._backlog: deque[Repo] = deque()
         """Of the daily round, still to be asked."""
         self._round_at = float("-inf")
@@ -67,8 +69,10 @@ class JobSearch:
             return []
         self._round_at = now
         active = await self._store.active_repos(now - ACTIVE_S)
-        self._asked = {repo: at for repo, at in self._asked.items() if now - at < ALL_S}
-        waiting = [(self._asked.get(repo, float("-inf")), repo) for repo in active]
+        first = float("-inf") if self._missed_some else now
+        self._missed_some = False
+        self._asked = {repo: self._asked.get(repo, first) for repo in active}
+        waiting = [(at, repo) for repo, at in self._asked.items()]
         random.shuffle(waiting)
         waiting.sort(key=lambda item: item[0])
         found = [repo for at, repo in waiting if now - at >= self._pause(repo)][:AT_ONCE]
@@ -81,6 +85,11 @@ class JobSearch:
     def again(self) -> None:
         """Ask all that are in use as if none had been asked."""
         self._asked.clear()
+        self._missed_some = True
+
+    def asked_all(self) -> None:
+        """Every repository was just asked by someone else."""
+        self._missed_some = False
 
     def _pause(self, repo: Repo) -> float:
         return self._every_s if self._share(repo[0]) >= HALF else self._every_s * SLOWER
