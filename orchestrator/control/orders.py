@@ -42,6 +42,7 @@ from orchestrator.core.runner import (
 )
 
 BUSY_AGAIN_S = 5.0
+ABSENT_AGAIN_S = 30.0
 LOST_ANSWER_S = 30.0
 """A request whose answer was lost may still be at work; nothing is concluded from not finding its result so soon."""
 
@@ -164,7 +165,17 @@ class Orders:
 
     async def _fence(self, runner_id: str, github_id: int) -> None:
         answer = await self._github.delete_runner(scope_of(self._world.runners[runner_id].life), github_id)
+        if answer == "absent" and self._guest_has_a_job(runner_id):
+            waiting = "GitHub doesn't know the runner any more, and its guest says that it has a job"
+            self._world.change_runner(runner_id, not_before=self._world.now + ABSENT_AGAIN_S, waiting=waiting)
+            return
         self._world.happen(runner_id, Fenced("free" if answer == "deleted" else answer))
+
+    def _guest_has_a_job(self, runner_id: str) -> bool:
+        """What its guest says.  It can't keep its machine by that for longer than any job may last."""
+        sighting = self._world.sightings.get(self._world.runners[runner_id].life.host)
+        seen = sighting.observed.runners if sighting is not None else ()
+        return any(r.id == runner_id and r.claim is not None and r.vm == "running" for r in seen)
 
     async def _deregister(self, runner_id: str, github_id: int) -> None:
         """Remove the registration, and believe that it is gone only when GitHub doesn't find it."""
