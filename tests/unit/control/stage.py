@@ -16,6 +16,8 @@ from ulid import ULID
 
 from orchestrator.control.github import Installation
 from orchestrator.control.github_fake import FakeGitHub
+from orchestrator.control.github_transport import Limit
+from orchestrator.control.governor import Governor
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.control.sealed import Seal
@@ -123,11 +125,18 @@ class Stage:
         """Job to the runners that had it: exactly one each, at the end."""
         self.reconciler = self.fresh()
 
-    def fresh(self) -> Reconciler:
+    def fresh(self, governor: Governor | None = None) -> Reconciler:
         """A new worker, that knows nothing of the one before."""
         return Reconciler(
-            self.store, self.github, self.settings, PRESETS, self.seal, clock=lambda: self.now, make_id=self.make_id
-        )
+            self.store, self.github, self.settings, PRESETS, self.seal,
+            clock=lambda: self.now, make_id=self.make_id, governor=governor,
+        )  # fmt: skip
+
+    def scarce(self, share: float) -> Governor:
+        """A governor that was told how much of the installation's rate limit is left."""
+        governor = Governor(clock=lambda: self.now)
+        governor.limits[INSTALLATION, "core"] = Limit(5000, int(5000 * share), self.now + 1e6)
+        return governor
 
     def make_id(self) -> str:
         return str(ULID.from_timestamp(self.now))

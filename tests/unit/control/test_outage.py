@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from orchestrator.control.github import RateLimited, Unavailable
 from orchestrator.control.github_fake import When
-from orchestrator.control.settings import ControlSettings
+from orchestrator.control.settings import ControlSettings, Pace
 
 from .stage import Stage
 
@@ -139,3 +140,39 @@ async def test_a_job_that_runs_ends_as_ever(stage: Stage) -> None:
     known = await stage.store.runner(runner)
     assert known is not None
     assert (known.life.phase, known.life.vm) == ("DESTROYING", "gone"), "only GitHub's word is still missing"
+
+
+async def test_what_was_missed_is_looked_for_at_once_where_little_of_the_rate_limit_is_left(stage: Stage) -> None:
+    stage.reconciler = stage.fresh(stage.scarce(0.4))
+    await stage.deliver(stage.job(1))
+    await stage.run(rounds=12)
+    stage.now += 301
+    await stage.look()
+    assert "queued_jobs" in stage.github.calls
+    away(stage)
+    await stage.deliver(stage.job(2))
+    await rounds(stage, 90)
+    assert await stage.store.outage_since() > 0
+    back(stage)
+    before = len(stage.github.calls)
+    await rounds(stage, 40)
+    assert "queued_jobs" in stage.github.calls[before:], "its turn would be in some minutes"
+
+
+async def test_nothing_is_asked_for_that_cant_be_had(stage: Stage) -> None:
+    """A runner that is wanted in an outage leaves no trace of a registration that was tried."""
+    stage.settings = msgspec.structs.replace(stage.settings, pace=Pace(policy_s=2 * HOUR))
+    stage.reconciler = stage.fresh()
+    await stage.deliver(stage.job(1))
+    await stage.run(rounds=12)
+    away(stage)
+    await stage.deliver(stage.job(2))
+    await rounds(stage, 90)
+    await stage.deliver(stage.job(3))
+    await rounds(stage, 60)
+    found = {r.life.meant_for: r.life.registration for r in await stage.runners()}
+    assert found == {2: "asked", 3: "none"}
+    back(stage)
+    await stage.run(rounds=40)
+    assert {number: len(had) for number, had in stage.started.items()} == {1: 1, 2: 1, 3: 1}
+    assert await stage.leftovers() == {}

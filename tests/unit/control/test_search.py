@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from orchestrator.control.github import Missing, Unavailable
 from orchestrator.control.github_fake import When
@@ -135,3 +136,15 @@ async def test_a_repository_that_is_gone_stops_no_other(stage: Stage) -> None:
     await stage.run(rounds=12)
     assert (await stage.job_record(4)).job.conclusion == "success"
     assert sorted(await stage.store.active_repos(0)) == [(INSTALLATION, REPO), (INSTALLATION, "acme/gone")]
+
+
+@pytest.mark.parametrize(("share", "times"), [(0.5, 20), (0.49, 4), (0.1, 0)])
+async def test_less_often_as_the_rate_limit_runs_low(share: float, times: int, stage: Stage) -> None:
+    await in_use(stage)
+    stage.reconciler = stage.fresh(stage.scarce(share))
+    await stage.look()
+    before = searches(stage)
+    for _ in range(20 * 60 // 5):
+        stage.now += 5
+        await stage.look()
+    assert times - 1 <= searches(stage) - before <= times
