@@ -1,6 +1,6 @@
 # What a person types.  Each target prepares the machine first (scripts/setup does nothing where nothing is missing).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types docs bench security clean
+.PHONY: help setup demo test lint types docs bench security lock clean
 BIN := .venv/bin
 JOBS ?= 1
 
@@ -32,6 +32,10 @@ bench: setup  ## each figure beside a peer's or a limit; writes build/bench.json
 
 security: setup  ## the attacks on the egress wall; writes build/security.json
 	@$(BIN)/pytest tests/security --security-json build/security.json
+
+lock:  ## requirements.lock anew from pyproject.toml, with hashes and without addresses (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header \
+		--group dev --output-file requirements.lock pyproject.toml
 
 clean:  ## what was built here; not the image cache
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
