@@ -40,7 +40,14 @@ def accelerator_of(lab: Lab) -> str:
 
 
 def start_run(lab: Lab, *, jobs: int) -> list[int]:
-    """Put the policy into the repository and start the workflow; the ids of its jobs."""
+    """Put the policy into the repository and start the workflow; the ids of its jobs.
+
+    The worker's first look, with a Redis that is empty, asks GitHub for queued jobs: a run that starts before it is over
+    may be found that way, and not by its webhook.
+    """
+    deadline = Deadline(time.monotonic() + 60, "the worker's first look")
+    while not all(host.get("generation", 0) > 0 for host in lab.stack.api("hosts")["hosts"]):
+        deadline.pause(0.1)
     lab.simulated("PUT", f"repositories/acme/app/files/{POLICY_PATH}", content=POLICY.encode())
     asked = {"repository": "app", "workflow": workflow_of(PLACES, jobs=jobs), "event": "push"}
     return [job["id"] for job in lab.simulated("POST", "runs", json=asked)["jobs"]]
