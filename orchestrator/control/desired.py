@@ -30,13 +30,14 @@ async def desired_of(
         if wished is not None:
             runners.append(wished)
     runners += [_unwanted(world, runner_id) for runner_id in sorted(strays)]
-    digest = hashlib.sha256(msgspec.json.encode(runners)).hexdigest()
+    classes = tuple(machine for _, machine in sorted(world.settings.classes.items()))
+    digest = hashlib.sha256(msgspec.json.encode([runners, classes])).hexdigest()
     known = world.sums.get(host)
     if known is not None and known.digest == digest:
         return None
     generation = max(known.generation + 1 if known is not None else 0, int(world.now))
     world.sums[host] = Sum(generation, digest)
-    return Desired(host, generation, tuple(runners)), digest
+    return Desired(host, generation, tuple(runners), classes), digest
 
 
 async def _wished(world: World, record: RunnerRecord, policy_of: PolicyOf) -> DesiredRunner | None:

@@ -103,4 +103,6 @@ def _with_marks(world: World, record: RunnerRecord, seen: ObservedRunner) -> Run
         failure=seen.failure or record.failure,
         proof=seen.proof or record.proof,
         exit_code=seen.exit_code if seen.exit_code is not None else record.exit_code,
+        start=seen.start or record.start,
+        cold_because=seen.cold_because or record.cold_because,
     )

@@ -13,7 +13,7 @@ from orchestrator.core.job import Job, Moment
 from orchestrator.core.names import names_of
 from orchestrator.core.policy import Policy
 from orchestrator.core.runner import Runner
-from orchestrator.core.wire import Failure, Observed, Proof
+from orchestrator.core.wire import Failure, Observed, Proof, Start
 
 STORY_LIMIT = 100
 
@@ -49,6 +49,10 @@ class RunnerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     failure: Failure | None = None
     proof: Proof | None = None
     exit_code: int | None = None
+    start: Start = ""
+    """How its host started its VM."""
+    cold_because: str = ""
+    """Why it booted cold, where its class wants a clone."""
     tries: int = 0
     """At GitHub, for the order that it is owed; 0 once one succeeded."""
     not_before: float = 0.0

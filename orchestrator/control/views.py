@@ -80,6 +80,8 @@ def runner_view(record: RunnerRecord) -> dict[str, Any]:
         "waiting": record.waiting,
         "alarms": life.alarms,
         "marks": record.marks,
+        "start": record.start,
+        "cold_because": record.cold_because,
         "exit_code": record.exit_code,
         "failure": msgspec.to_builtins(record.failure) if record.failure else None,
         "proof": _proof(record),
@@ -124,6 +126,8 @@ def host_view(
         "free": _capacity(free),
         "images": msgspec.to_builtins(seen.images),
         "problems": msgspec.to_builtins(seen.problems),
+        "templates": msgspec.to_builtins(seen.templates),
+        "warm": msgspec.to_builtins(seen.warm),
         "generation": seen.generation,
         "runners": [record.id for record in mine],
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -35,6 +36,10 @@ class MachineClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds from the start of its job after which the machine is ended, whatever it does."""
     image: str = "default"
     """Name of the image that its disk starts from: `ironcd image list`."""
+    start: Literal["clone", "cold"] = "clone"
+    """`clone` starts a machine from a template that has booted already; `cold` boots each one, and shares no memory page."""
+    warm: int = 0
+    """Machines of this class that each host keeps waiting at the gate, as far as it has room."""
 
 
 class Capacity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

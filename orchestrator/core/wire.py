@@ -18,14 +18,18 @@ from orchestrator.core.policy import Policy
 
 Wish = Literal["run", "gone"]
 VmState = Literal["absent", "making", "running", "stopped", "crashed", "failed"]
+Start = Literal["", "cold", "clone", "warm"]
+TemplateState = Literal["building", "ready", "failed"]
 
 Mark = Literal[
     "accepted",  # the agent has read the wish
     "chain_installed",  # nftables chain, map entry and L2 chain read back; the link still down
     "disk_made",
     "seed_made",
-    "domain_started",  # libvirt runs the VM
+    "domain_started",  # libvirt has made the VM, paused
+    "cloned",  # its template's device state is loaded
     "guest_hello",  # the guest's agent spoke on the channel
+    "gate_opened",  # the guest has a clock, an identity and randomness of its own, and cloud-init goes on
     "jit_taken",  # the guest holds the JIT configuration
     "seed_gone",  # seed ejected and deleted, looked at by the agent
     "runner_started",  # the runner's process runs
@@ -112,6 +116,8 @@ class Desired(msgspec.Struct, frozen=True):
     host: str
     generation: int
     runners: tuple[DesiredRunner, ...]
+    classes: tuple[MachineClass, ...] = ()
+    """Classes that the host should have templates for, and machines waiting."""
 
 
 class Image(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -124,9 +130,41 @@ class Image(msgspec.Struct, frozen=True, omit_defaults=True):
     """Preset name (``apt``, ``node``, ``pypi``) to host names."""
 
 
+class ObservedTemplate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A booted machine that clones start from.  ``key`` covers all that its memory depends on."""
+
+    key: str
+    classes: tuple[str, ...]
+    """Names of the classes that start from it; empty where none does any more."""
+    image: str
+    """Digest of the image that it has booted."""
+    state: TemplateState
+    since: float
+    """When it came into its state, seconds since the epoch."""
+    disk_bytes: int = 0
+    """What its files take on the disk."""
+    clones: int = 0
+    """Machines that run from it now."""
+    reason: str = ""
+    """Why its building failed."""
+
+
+class ObservedWarm(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A machine that waits at the gate, with neither registration nor policy nor network."""
+
+    id: str
+    """ULID; a runner's own one takes its place when it gets a job."""
+    machine_class: str
+    since: float
+
+
 class ObservedRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     vm: VmState
+    start: Start = ""
+    """How its VM was started."""
+    cold_because: str = ""
+    """Why it booted cold, where its class wants a clone."""
     marks: dict[str, float] = {}
     """`Mark` to the time at which it was first true."""
     policy: str = ""
@@ -154,6 +192,8 @@ class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the host itself: no image, libvirt away, table missing."""
     cordoned: bool = False
     version: str = ""
+    templates: tuple[ObservedTemplate, ...] = ()
+    warm: tuple[ObservedWarm, ...] = ()
 
 
 class LedgerBatch(msgspec.Struct, frozen=True):

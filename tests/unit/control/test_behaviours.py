@@ -8,7 +8,7 @@ import pytest
 from orchestrator.control.github import Missing, RateLimited, Refused, RunnerScope, Unavailable
 from orchestrator.core.inbox import InstallationNews
 from orchestrator.core.machine import MachineClass
-from orchestrator.core.wire import Failure, GuestClaim
+from orchestrator.core.wire import Desired, Failure, GuestClaim
 
 from .stage import INSTALLATION, ORG, REPO, Host, Stage, runner_name
 
@@ -627,3 +627,12 @@ async def test_orphaned_registrations_are_removed_and_others_left(stage: Stage) 
     await stage.fresh().look()
     assert old not in named(stage)
     assert set(kept) <= named(stage)
+
+
+async def test_hosts_are_told_of_every_class(stage: Stage) -> None:
+    stage.settings.classes["ironcd-large"] = MachineClass("ironcd-large", vcpus=8)
+    await stage.hosts_move()
+    await stage.look()
+    _, raw = await stage.store.desired("h1")
+    assert raw is not None
+    assert set(msgspec.json.decode(raw, type=Desired).classes) == set(stage.settings.classes.values())
