@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from orchestrator.control.changes import PHASE_BUCKETS_S
+from orchestrator.control.observe import taken_by
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.control.store import Store
 from orchestrator.control.views import runners_by_host
@@ -164,7 +165,7 @@ def _hosts(sightings: dict[str, Sighting], runners: Iterable[RunnerRecord], now:
     by_host = runners_by_host(runners)
     for host, sighting in sorted(sightings.items()):
         seen = sighting.observed
-        taken = tuple(record.life.machine for record in by_host.get(host, ()))
+        taken = tuple(taken_by(record) for record in by_host.get(host, ()))
         left = free_of(HostView(name=host, capacity=seen.capacity, taken=taken))
         for what in ("vcpus", "memory_mib", "disk_gib", "gpus"):
             capacity.add_metric([host, what], getattr(seen.capacity, what))

@@ -9,6 +9,7 @@ import msgspec
 from orchestrator.control.outage import HELD
 from orchestrator.control.records import RunnerRecord, Sighting
 from orchestrator.control.world import LIVE, World
+from orchestrator.core.machine import MachineClass
 from orchestrator.core.placement import HostView
 from orchestrator.core.runner import HostLost, PolicyBound, RunnerExited, RunnerListened, Ticked, VmFailed, VmProvedGone
 from orchestrator.core.wire import ObservedRunner
@@ -54,7 +55,7 @@ def host_views(world: World) -> list[HostView]:
             HostView(
                 name=host,
                 capacity=seen.capacity,
-                taken=tuple(record.life.machine for record in by_host.get(host, ())),
+                taken=tuple(taken_by(record) for record in by_host.get(host, ())),
                 images=frozenset(image.name for image in seen.images),
                 alive=silent <= world.settings.pace.host_away_s,
                 cordoned=seen.cordoned or host in world.cordoned,
@@ -62,6 +63,14 @@ def host_views(world: World) -> list[HostView]:
             )
         )
     return views
+
+
+def taken_by(record: RunnerRecord) -> MachineClass:
+    """What a runner takes of its host: only its disk, once its VM is seen dead, until all is proved gone."""
+    machine, ends = record.life.machine, record.life.phase == "DESTROYING"
+    if ends and record.marks.keys() & {"vm_dead", "domain_gone"}:
+        return msgspec.structs.replace(machine, vcpus=0, memory_mib=0, gpus=0)
+    return machine
 
 
 def _observe_runner(world: World, runner_id: str, seen: ObservedRunner) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.control.observe import taken_by
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.core.job import Moment
 from orchestrator.core.machine import Capacity
@@ -111,7 +112,7 @@ def host_view(
             "runners": [record.id for record in mine],
         }
     seen = sighting.observed
-    taken = tuple(record.life.machine for record in mine)
+    taken = tuple(taken_by(record) for record in mine)
     free = free_of(HostView(name=host, capacity=seen.capacity, taken=taken))
     return {
         "host": host,

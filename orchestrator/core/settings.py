@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+DiskErase = Literal["unlink", "discard", "zero"]
 
 
 class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +59,9 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory kept back from VMs, in MiB."""
     reserve_disk_gib: int = 5
     """Disk kept back from VMs, in GiB."""
+    disk_erase: DiskErase = "unlink"
+    """What becomes of a disk's contents: ``unlink`` frees its blocks, ``discard`` has the device discard them too,
+    ``zero`` overwrites them first."""
     block_when_ledger_full: bool = True
     """With no room for the record, block; without this, let through what can't be recorded."""
     ledger_days: int = 90

@@ -39,6 +39,7 @@ Mark = Literal[
     "steps_released",  # the hook was told to go on
     "runner_exited",
     "end_begun",  # the agent began to destroy
+    "vm_dead",  # the VM's process is dead: its processors and memory are free, whatever libvirt still tidies up
     "domain_gone",
     "all_gone",  # everything looked for and not found: see `Proof`
 ]

@@ -22,7 +22,7 @@ from orchestrator.core.errors import HostError, IronCDError
 from orchestrator.core.machine import Capacity, MachineClass
 from orchestrator.core.names import names_of, ulid_of
 from orchestrator.core.wire import Desired, DesiredRunner, Failure, GuestClaim, Observed
-from orchestrator.host import console, guest, sweep
+from orchestrator.host import console, erase, guest, sweep
 from orchestrator.host.accelerator import Choice, device_problem
 from orchestrator.host.adopt import adopt
 from orchestrator.host.channels import is_listening
@@ -68,7 +68,10 @@ class Agent:
         self._adopted = False
         self._informed = False
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="step")
+        self._ends = ThreadPoolExecutor(_THREADS, thread_name_prefix="end")
+        """Of its own: however slowly VMs are torn down, the next ones start."""
         self._capacity = Capacity(0, 0, 0)
+        self._erase_problem: Failure | None = None
         parts.changed = self.changed
 
     # --- what comes in
@@ -81,6 +84,7 @@ class Agent:
             if record.slot >= 0:
                 self.parts.slots.adopt(record.slot)
         self._capacity = capacity_of(self.parts.settings, self.parts.paths)
+        self._erase_problem = erase.problem(self.parts.paths.disks, self.parts.settings.disk_erase)
 
     def wished(self, desired: Desired) -> None:
         """Take ``desired`` as the wish from now on, and keep it on disk without its secrets."""
@@ -151,6 +155,7 @@ class Agent:
 
     def changed(self) -> None:
         self.dirty.set()
+        self.wake.set()
 
     # --- what is done
 
@@ -213,7 +218,8 @@ class Agent:
         for runner in list(self._runners.values()):
             if runner.busy == "start":
                 runner.cancel.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._ends):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     @property
     def generation(self) -> int:
@@ -228,7 +234,7 @@ class Agent:
             self.changed()
 
     def _standing_problems(self) -> tuple[Failure, ...]:
-        found = [self.choice.problem, device_problem()]
+        found = [self.choice.problem, device_problem(), self._erase_problem]
         return tuple(failure for failure in found if failure is not None)
 
     def _turn_runner(self, ulid: str, now: float) -> None:
@@ -277,7 +283,7 @@ class Agent:
                 runner.busy = ""
                 self.wake.set()
 
-        self._pool.submit(work)
+        (self._ends if step.verb == "end" else self._pool).submit(work)
 
     def _refusal(self, want: DesiredRunner) -> Step | None:
         """Whether ``want`` can start: a ``start`` step; a ``fail`` step where it never can; None where it must wait."""
@@ -419,7 +425,9 @@ def _situation(runner: Runner | None, missing_s: float) -> Situation:
 
 
 def _holds_room(runner: Runner) -> bool:
-    return not runner.record.has("domain_gone") and not runner.record.is_proved_gone
+    """Processors and memory are free when the VM's process is dead; libvirt's tidying up and the proof take none."""
+    record = runner.record
+    return not (record.has("vm_dead") or record.has("domain_gone") or record.is_proved_gone)
 
 
 def _is_usable(wish: DesiredRunner) -> bool:

@@ -1,12 +1,14 @@
 """Ending one VM, and the proof: what was looked for afterwards, and not found.
 
-The VM goes first and its wall last: as long as the domain might run, its rules stay.  Each step does nothing where there
-is nothing to do, so an end that was interrupted is simply done again.  The proof never rests on what was just deleted:
+The VM goes first and its wall last: as long as the domain might run, its rules stay.  Its process is killed before libvirt
+is asked to tidy up after it, and the room that it had is free from then on: the next VM waits for neither libvirt nor the
+proof.  Each step does nothing where there is nothing to do, so an end that was interrupted is simply done again.  The proof never rests on what was just deleted:
 it asks libvirt, the kernel, the file system and the gateway anew.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import structlog
@@ -16,12 +18,15 @@ from orchestrator.core.link import GatewayRequest
 from orchestrator.core.wire import Proof
 from orchestrator.host import console
 from orchestrator.host.disk import delete
+from orchestrator.host.erase import erase
 from orchestrator.host.gateway import GatewayAway
 from orchestrator.host.parts import Parts, Runner
 from orchestrator.host.paths import VmPaths
 from orchestrator.host.slots import slot_at
 
 log = structlog.get_logger()
+
+_TIDY_S = 5.0
 
 
 def end(parts: Parts, runner: Runner, reason: str) -> Proof:
@@ -31,8 +36,10 @@ def end(parts: Parts, runner: Runner, reason: str) -> Proof:
         record.end_reason = record.end_reason or reason
     runner.mark(parts, "end_begun")
     parts.talk.close(record.id)
+    if parts.hypervisor.kill(names.domain):
+        runner.mark(parts, "vm_dead")
     parts.hypervisor.destroy(names.domain)
-    if parts.hypervisor.state(names.domain) is not None:
+    if not _gone_from_libvirt(parts, names.domain):
         raise HostError(
             f"{names.domain} is still there after it was destroyed",
             code="domain-stays",
@@ -53,6 +60,16 @@ def end(parts: Parts, runner: Runner, reason: str) -> Proof:
     return proof
 
 
+def _gone_from_libvirt(parts: Parts, domain: str) -> bool:
+    """A killed VM's domain goes by itself, as soon as libvirt has seen that its QEMU was reaped."""
+    deadline = time.monotonic() + _TIDY_S
+    while parts.hypervisor.state(domain) is not None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def _clear(parts: Parts, runner: Runner) -> None:
     """Everything but the domain.  What fails is logged: the proof shows it, and the next turn does it again."""
     names, files, slot = runner.names, runner.paths(parts), runner.record.slot
@@ -62,7 +79,7 @@ def _clear(parts: Parts, runner: Runner) -> None:
         ("rules", lambda: parts.wall.remove(names.tap)),
         ("tap", lambda: parts.wires.delete(names.tap)),
         ("flows", lambda: _forget_flows(parts, slot)),
-        ("disk", lambda: delete(files.disk)),
+        ("disk", lambda: erase(files.disk, parts.settings.disk_erase)),
         ("boot", lambda: delete(files.boot)),
         ("seed", lambda: delete(files.seed)),
         ("channel", lambda: delete(files.channel)),

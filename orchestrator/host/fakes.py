@@ -36,6 +36,9 @@ class FakeHypervisor:
         self.specs: dict[str, DomainSpec] = {}
         self.fail_with: HostError | None = None
         self.destroy_does_nothing = False
+        self.hold_destroy: threading.Event | None = None
+        """`destroy` waits for it, as libvirt's waits for PID 1."""
+        self.killed: set[str] = set()
 
     def start_paused(self, spec: DomainSpec) -> None:
         self._maybe_fail()
@@ -52,8 +55,18 @@ class FakeHypervisor:
             self._must(name)
             self._domains[name] = "running"
 
+    def kill(self, name: str) -> bool:
+        self._maybe_fail()
+        with self._lock:
+            if name not in self._domains or ulid_of(name) is None or self.destroy_does_nothing:
+                return False
+            self.killed.add(name)
+        return True
+
     def destroy(self, name: str) -> None:
         self._maybe_fail()
+        if self.hold_destroy is not None:
+            self.hold_destroy.wait(10)
         with self._lock:
             if name not in self._domains:
                 return

@@ -21,6 +21,7 @@ import structlog
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.names import names_of, ulid_of
+from orchestrator.host import qemu_process
 from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, owner_in, qemu_group, seed_source
 
 log = structlog.get_logger()
@@ -45,6 +46,12 @@ class Hypervisor(Protocol):
 
     def destroy(self, name: str) -> None:
         """End the VM at once; nothing happens where there is none.  Refuses a domain that isn't ours."""
+
+    def kill(self, name: str) -> bool:
+        """Kill the VM and wait for nothing but its death: True where it is dead, its processors and memory free.
+
+        What libvirt has of it stays until `destroy`.  False where there is no process that could be looked at.
+        """
 
     def ours(self) -> list[Domain]: ...
 
@@ -138,8 +145,15 @@ class Libvirt:
                     )
                 domain.destroy()
             except libvirt.libvirtError as error:
-                if not _is_absent(error):
+                if not _is_absent(error) and not _is_ended(error):
                     raise
+
+    def kill(self, name: str) -> bool:
+        domain = self._find(name)
+        with _told("kill", name):
+            if domain is None or not self._is_ours(domain):
+                return False
+        return qemu_process.kill(name)
 
     def ours(self) -> list[Domain]:
         with _told("list", "domains"):
@@ -246,6 +260,11 @@ class Libvirt:
 
 def _is_absent(error: Any) -> bool:
     return bool(error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
+
+
+def _is_ended(error: Any) -> bool:
+    """It has ended in the meantime, and libvirt is just tidying up after it."""
+    return bool(error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from orchestrator.host import console, guest
 from orchestrator.host.converge import Step
 from orchestrator.host.disk import delete
 from orchestrator.host.end import end
+from orchestrator.host.erase import keeps_name
 from orchestrator.host.parts import Cancelled, Parts, Runner, link_of, rules_of
 from orchestrator.host.slots import slot_at
 from orchestrator.host.start import put_in_force, start
@@ -71,6 +72,8 @@ def _end(parts: Parts, runner: Runner, step: Step) -> None:
 
 def _start(parts: Parts, runner: Runner, want: DesiredRunner, _step: Step) -> None:
     start(parts, runner, want)
+    if not keeps_name(parts.settings.disk_erase):
+        delete(runner.paths(parts).disk)  # QEMU has it open; the blocks are free again when it dies
     log.info("vm_running", runner=want.id, took=round(parts.clock() - runner.record.marks["accepted"], 3))
 
 

@@ -45,7 +45,8 @@ MILESTONES: tuple[tuple[str, str], ...] = (
     ("JobCompleted", "steps ran, GitHub said completed"),
     ("runner_exited", "runner ended"),
     ("end_begun", "destruction begun"),
-    ("domain_gone", "VM gone"),
+    ("vm_dead", "VM's process dead, its room free"),
+    ("domain_gone", "VM gone from libvirt"),
     ("all_gone", "everything looked for, nothing found"),
     ("GONE", "registration gone too; proof on record"),
 )

@@ -19,6 +19,7 @@ from orchestrator.core.policy import Policy, Rule
 from orchestrator.core.settings import HostSettings
 from orchestrator.core.wire import Desired, DesiredRunner, ObservedRunner
 from orchestrator.host import agent as agent_module
+from orchestrator.host import erase as erase_module
 from orchestrator.host import guest
 from orchestrator.host.accelerator import Choice, choose
 from orchestrator.host.agent import Agent
@@ -296,15 +297,17 @@ def test_gone_is_proved_by_looking(host):
 @pytest.mark.parametrize("what", ["domain", "chain", "gateway", "disk"])
 def test_what_stays_is_in_the_proof_and_is_tried_again(host, monkeypatch, what):
     host.running()
+    (host.paths.disks / names_of(ONE).disk).touch()  # as if unlinking it had failed before
     match what:
         case "domain":
             host.hypervisor.destroy_does_nothing = True
+            monkeypatch.setattr("orchestrator.host.end._TIDY_S", 0.0)
         case "chain":
             host.wall.remove_does_nothing = True
         case "gateway":
             host.gateway.refuse_drop = True
         case "disk":
-            monkeypatch.setattr("orchestrator.host.end.delete", lambda _path: None)
+            monkeypatch.setattr("orchestrator.host.end.erase", lambda _path, _how: None)
     host.wish(wish="gone")
     host.pass_time(0)
     host.until(lambda: "end_begun" in host.seen().marks)
@@ -426,6 +429,83 @@ def test_a_runner_waits_for_room(host):
     assert host.seen(TWO) is None
     host.wish(ONE, wish="gone")
     host.until(lambda: host.seen(TWO) and host.seen(TWO).vm == "running")
+
+
+def test_the_next_job_waits_for_no_teardown(host):
+    """The first VM's process is dead, libvirt takes its time, and the whole host is given to the next one."""
+    whole = MachineClass("whole", vcpus=host.agent._capacity.vcpus, memory_mib=64, disk_gib=1)
+    host.wish(ONE, machine=whole)
+    host.until(lambda: host.seen(ONE) and host.seen(ONE).vm == "running")
+    host.hypervisor.hold_destroy = threading.Event()
+    host.wish(ONE, wish="gone")
+    host.wish(TWO, machine=whole)
+    host.until(lambda: host.seen(TWO) and host.seen(TWO).vm == "running")
+    marks = host.seen(ONE).marks
+    assert "vm_dead" in marks
+    assert not {"domain_gone", "all_gone"} & marks.keys()
+    assert names_of(ONE).tap in host.wall.present().chains, "its wall stands until libvirt has let go of it"
+    assert not host.proved(ONE)
+    host.hypervisor.hold_destroy.set()
+    host.until(lambda: host.proved(ONE))
+    assert host.wall.present().chains == {names_of(TWO).tap}
+
+
+def test_room_is_not_given_twice_where_the_vm_isnt_seen_dead(host, monkeypatch):
+    monkeypatch.setattr(host.hypervisor, "kill", lambda _name: False)
+    whole = MachineClass("whole", vcpus=host.agent._capacity.vcpus, memory_mib=64, disk_gib=1)
+    host.wish(ONE, machine=whole)
+    host.until(lambda: host.seen(ONE) and host.seen(ONE).vm == "running")
+    host.hypervisor.hold_destroy = threading.Event()
+    host.wish(ONE, wish="gone")
+    host.wish(TWO, machine=whole)
+    host.until(lambda: "end_begun" in host.seen(ONE).marks)
+    host.pass_time(1)
+    assert host.seen(TWO) is None
+    host.hypervisor.hold_destroy.set()
+    host.until(lambda: host.seen(TWO) and host.seen(TWO).vm == "running")
+
+
+def test_many_slow_ends_hold_no_start_up(host):
+    host.agent._capacity = msgspec.structs.replace(host.agent._capacity, vcpus=100, memory_mib=10**6)
+    host.agent._swept_at = host.clock.now
+    ulids = [f"01JZZZZZZZZZZZZZZZZZZZZZ{n:02d}" for n in range(40)]
+    host.hypervisor.hold_destroy = threading.Event()
+    for ulid in ulids:
+        host.wish(ulid, wish="gone")
+    host.until(lambda: len(host.agent._runners) == 40)
+    host.running(ONE)
+    assert not any(host.proved(ulid) for ulid in ulids[:32])
+    host.hypervisor.hold_destroy.set()
+
+
+def test_a_disk_has_no_name_once_the_vm_has_it_open(host):
+    host.running()
+    assert not (host.paths.disks / names_of(ONE).disk).exists()
+
+
+@pytest.mark.parametrize("how", ["discard", "zero"])
+def test_a_disk_that_is_to_be_erased_keeps_its_name_until_it_is(host, monkeypatch, how):
+    host.parts.settings = msgspec.structs.replace(host.settings, disk_erase=how)
+    disk, order = host.paths.disks / names_of(ONE).disk, []
+
+    def erase(path, wanted):
+        order.append((path, wanted, path.exists(), host.hypervisor.state(names_of(ONE).domain)))
+        path.unlink()
+
+    monkeypatch.setattr("orchestrator.host.end.erase", erase)
+    host.running()
+    assert disk.exists()
+    host.wish(wish="gone")
+    host.until(host.proved)
+    assert order == [(disk, how, True, None)]
+
+
+def test_a_host_that_cant_erase_as_promised_says_so(host):
+    unfit = erase_module.problem(Path("/proc"), "discard")
+    assert unfit is not None
+    assert unfit.code == "disk-erase-unsupported"
+    host.agent._erase_problem = unfit
+    assert unfit in host.agent.observe().problems
 
 
 def test_a_wish_that_ends_while_the_vm_is_made_ends_it(host, monkeypatch):

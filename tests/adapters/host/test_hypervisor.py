@@ -197,6 +197,25 @@ def test_a_domain_is_paused_then_running_then_gone(backend):
     backend.hypervisor.destroy(spec.name)
 
 
+def test_a_killed_vm_is_dead_at_once_and_gone_after_the_tidying_up(backend):
+    spec = backend.spec()
+    backend.hypervisor.start_paused(spec)
+    backend.hypervisor.resume(spec.name)
+    pid = pid_of(spec.name) if isinstance(backend, Qemu) else 0
+    seen_dead = backend.hypervisor.kill(spec.name)
+    if isinstance(backend, Qemu):
+        assert seen_dead
+        assert not Path(f"/proc/{pid}/statm").exists() or Path(f"/proc/{pid}/statm").read_text().startswith("0 "), (
+            "its memory is given back"
+        )
+    backend.hypervisor.destroy(spec.name)
+    deadline = time.monotonic() + 5
+    while backend.hypervisor.state(spec.name) is not None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert backend.hypervisor.state(spec.name) is None
+    assert not backend.hypervisor.kill(spec.name)
+
+
 def test_a_domain_isnt_made_twice(backend):
     spec = backend.spec()
     backend.hypervisor.start_paused(spec)
@@ -241,10 +260,12 @@ def test_somebody_elses_domains_are_neither_listed_nor_touched(backend):
         with pytest.raises(HostError) as caught:
             backend.hypervisor.destroy(plain)
         assert caught.value.code == "domain-foreign"
+        assert not backend.hypervisor.kill(plain)
         assert backend.hypervisor.state(plain) is not None
         if isinstance(backend, InMemoryLibvirt):
             with pytest.raises(HostError):
                 backend.hypervisor.destroy(alike)
+            assert not backend.hypervisor.kill(alike)
             assert backend.hypervisor.state(alike) is not None
     finally:
         backend.unplant(plain)
