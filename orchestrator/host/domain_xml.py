@@ -49,6 +49,8 @@ class DomainSpec(msgspec.Struct, frozen=True):
     tap: str
     channel: str
     console: str
+    keeps_blocks: bool = False
+    """The guest's discards are ignored: what is to be overwritten at the end isn't freed before."""
     owner: str = ""
     """``+UID:+GID`` that QEMU runs as; empty for what libvirt is configured to use."""
 
@@ -136,8 +138,9 @@ def _cpu(spec: DomainSpec) -> list[ET.Element]:
 
 
 def _disks(devices: ET.Element, spec: DomainSpec) -> None:
+    discard = "ignore" if spec.keeps_blocks else "unmap"
     disk = _add(devices, "disk", {"type": "file", "device": "disk"})
-    _add(disk, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe", "discard": "unmap"})
+    _add(disk, "driver", {"name": "qemu", "type": "qcow2", "cache": "unsafe", "discard": discard})
     _add(disk, "source", {"file": spec.disk})
     if spec.backing:
         backing = _add(disk, "backingStore", {"type": "file"})

@@ -123,7 +123,7 @@ def _file_system(folder: Path) -> str:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         point = before.split()[4].encode().decode("unicode_escape")
-        inside = point == "/" or place == point or place.startswith(point + "/")
+        inside = point in ("/", place) or place.startswith(point + "/")
         if inside and len(point) >= len(best):
             best, kind = point, after.split()[0]
     return kind

@@ -139,6 +139,7 @@ def _spec(parts: Parts, runner: Runner, want: DesiredRunner, image: LocalImage, 
         tap=runner.names.tap,
         channel=str(files.channel),
         console=str(files.console),
+        keeps_blocks=parts.settings.disk_erase == "zero",
         owner="" if parts.qemu_group is None else f"+{VM_USERS + slot.index}:+{parts.qemu_group}",
     )
 

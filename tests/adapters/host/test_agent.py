@@ -495,6 +495,7 @@ def test_a_disk_that_is_to_be_erased_keeps_its_name_until_it_is(host, monkeypatc
     monkeypatch.setattr("orchestrator.host.end.erase", erase)
     host.running()
     assert disk.exists()
+    assert host.hypervisor.specs[names_of(ONE).domain].keeps_blocks == (how == "zero")
     host.wish(wish="gone")
     host.until(host.proved)
     assert order == [(disk, how, True, None)]

@@ -60,6 +60,11 @@ def test_the_disk_is_an_overlay_whose_image_stays_roots():
     assert disk.find("backingStore/source/seclabel").attrib == {"model": "dac", "relabel": "no"}
 
 
+@pytest.mark.parametrize(("keeps", "discard"), [(False, "unmap"), (True, "ignore")])
+def test_blocks_that_are_to_be_overwritten_arent_freed_before(keeps, discard):
+    assert _root(keeps_blocks=keeps).find("devices/disk[@device='disk']/driver").get("discard") == discard
+
+
 def test_the_seed_is_a_drive_that_can_be_emptied():
     drive = _root().find("devices/disk[@device='cdrom']")
     assert (drive.find("target").get("bus"), drive.find("readonly") is not None) == ("scsi", True)
