@@ -37,6 +37,7 @@ Mark = Literal[
     "job_hint",  # the guest says that a job started: a claim, see `GuestClaim`
     "policy_bound",  # the gateway has acknowledged the job's policy
     "steps_released",  # the hook was told to go on
+    "job_completed",  # the runner said that its job has ended
     "runner_exited",
     "end_begun",  # the agent began to destroy
     "vm_dead",  # the VM's process is dead: its processors and memory are free, whatever libvirt still tidies up
@@ -85,6 +86,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     remedy: str = ""
     console: str = ""
     """The last lines of the serial console (at most 4 KiB), with every secret taken out."""
+    domain: str = ""
+    """What libvirt said of the VM at that moment."""
 
 
 class DesiredRunner(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -175,6 +178,8 @@ class ObservedRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_code: int | None = None
     failure: Failure | None = None
     proof: Proof | None = None
+    heard_at: float = 0.0
+    """When its guest last said anything, by the host's clock: `Observed.at` minus this is its silence."""
 
 
 class Observed(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -26,7 +26,7 @@ from orchestrator.host import console, erase, guest, sweep
 from orchestrator.host.accelerator import Choice, device_problem
 from orchestrator.host.adopt import adopt
 from orchestrator.host.channels import is_listening
-from orchestrator.host.converge import Situation, Step, next_step
+from orchestrator.host.converge import HELLO_S, Situation, Step, next_step
 from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import find_image, list_images
 from orchestrator.host.parts import Parts, Runner, without_secret
@@ -80,6 +80,7 @@ class Agent:
         """Read what the last process left.  The first `turn` that finds libvirt there takes the running VMs over."""
         self._load_desired()
         for record in self.parts.records.load():
+            record.heard_at = self.parts.clock()  # what it said while nobody listened isn't known
             self._runners[record.id] = Runner(record)
             if record.slot >= 0:
                 self.parts.slots.adopt(record.slot)
@@ -110,6 +111,7 @@ class Agent:
         if runner is None:
             return
         parts = self.parts
+        runner.record.heard_at = parts.clock()
         match message:
             case guest.Hello():
                 runner.mark(parts, "guest_hello")
@@ -123,6 +125,8 @@ class Agent:
                 runner.mark(parts, "runner_listening")
             case guest.JobStarted():
                 self._claimed(runner, message)
+            case guest.JobCompleted():
+                runner.mark(parts, "job_completed")
             case guest.RunnerExited():
                 self._exited(runner, message)
             case _:
@@ -248,7 +252,8 @@ class Agent:
             if (want is not None and want.wish == "gone") or missing_s > ORPHAN_S:
                 runner.cancel.set()
             return
-        step = next_step(want, runner.record if runner else None, _situation(runner, missing_s), now)
+        hello_s = HELLO_S if self.choice.accelerator == "kvm" else 0.0
+        step = next_step(want, runner.record if runner else None, _situation(runner, missing_s, hello_s), now)
         if step.verb == "keep":
             self._keep_channel(runner)
             return
@@ -349,6 +354,7 @@ class Agent:
             message=f"the VM ended in the middle of its work ({why})",
             remedy="See the console's last lines; out of memory and a kernel panic both end there.",
             console=text,
+            domain=why,
         )
 
     def _look(self) -> None:
@@ -412,7 +418,7 @@ class Agent:
         return True
 
 
-def _situation(runner: Runner | None, missing_s: float) -> Situation:
+def _situation(runner: Runner | None, missing_s: float, hello_s: float) -> Situation:
     if runner is None:
         return Situation(missing_s=missing_s)
     return Situation(
@@ -421,6 +427,7 @@ def _situation(runner: Runner | None, missing_s: float) -> Situation:
         stop_told=runner.stop_told,
         refused_at=runner.refused_at,
         seed_tried_at=runner.seed_tried_at,
+        hello_s=hello_s,
     )
 
 

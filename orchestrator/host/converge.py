@@ -7,8 +7,9 @@ otherwise the next time.  The rules, first match wins:
 2. A VM that ended, crashed or couldn't be made is cleared away at once: nothing can be gained by keeping it.
 3. Wished gone, past its end, or unknown to the control plane for a minute: end it.  A job that waits for its policy is
    told that it won't start, and has a moment to fail with that reason.
+   So is a VM whose job has ended and whose runner hangs.
 4. Not there yet: make it, if there is room.  A VM that was resumed once is never made again.
-5. Not listening in time: it failed.
+5. Its guest silent for a minute after the start, or its runner not listening in time: it failed.
 6. Running: remove the seed once it was read; tell a job that gets no policy; put the wished policy in force; let the
    job's steps go.
 """
@@ -24,8 +25,16 @@ from orchestrator.host.record import Record
 
 UNKNOWN_S = 60.0
 """How long the control plane may not speak of a runner before the host clears it away."""
-STOP_BEFORE_END_S = 20.0
-"""The guest's runner gets SIGTERM this long before the VM's end: it cancels its job properly."""
+STOP_BEFORE_END_S = 60.0
+"""The guest's runner gets SIGTERM this long before the VM's end: it cancels its job properly, which takes up to 26 s.
+Of a lifetime that is short, the last quarter.
+"""
+HANGS_S = 120.0
+"""A runner whose job has ended exits; one that is still there after so long hangs: it gets SIGTERM, and then the VM ends."""
+STOPPED_S = 20.0
+"""How long a runner that hangs has to heed SIGTERM."""
+HELLO_S = 60.0
+"""A guest under KVM that hasn't spoken so long after its start never will."""
 REFUSAL_S = 30.0
 """How long a job that was refused its policy has to fail by itself."""
 
@@ -52,6 +61,8 @@ class Situation(msgspec.Struct, frozen=True):
     stop_told: bool = False
     refused_at: float = 0.0
     seed_tried_at: float = 0.0
+    hello_s: float = 0.0
+    """A guest that is silent for so long after its start has failed; 0 where its speed isn't known (emulation)."""
 
 
 KEEP = Step("keep")
@@ -100,8 +111,20 @@ def _ending(want: DesiredRunner | None, record: Record, situation: Situation, no
         return _farewell(want, record, situation, now)
     if _is_over(want, now):
         return Step("end", "its lifetime has passed")
-    if want.end_by and now >= want.end_by - STOP_BEFORE_END_S and record.vm == "running" and not situation.stop_told:
+    before = min(STOP_BEFORE_END_S, want.machine.lifetime_s / 4)
+    if want.end_by and now >= want.end_by - before and record.vm == "running" and not situation.stop_told:
         return Step("stop", "its lifetime has nearly passed")
+    return _hanging(record, situation, now)
+
+
+def _hanging(record: Record, situation: Situation, now: float) -> Step | None:
+    completed = record.marks.get("job_completed")
+    if completed is None or record.vm != "running" or record.has("runner_exited"):
+        return None
+    if now >= completed + HANGS_S + STOPPED_S:
+        return Step("end", "its job had ended, and its runner hung")
+    if now >= completed + HANGS_S and not situation.stop_told:
+        return Step("stop", "its job has ended, and its runner hangs")
     return None
 
 
@@ -116,9 +139,9 @@ def _farewell(want: DesiredRunner, record: Record, situation: Situation, now: fl
 
 
 def _running(want: DesiredRunner, record: Record, situation: Situation, now: float) -> Step:
-    started = record.has("runner_listening") or record.has("job_hint") or record.has("runner_exited")
-    if _is_late(want, now) and not started:
-        return Step("fail", "its runner wasn't listening in time", "boot-timeout")
+    failed = _failure(want, record, situation, now)
+    if failed is not None:
+        return failed
     if record.has("jit_taken") and not record.has("seed_gone") and now >= situation.seed_tried_at + 1:
         return Step("unseed")
     if want.refused and record.has("job_hint") and not record.has("steps_released") and not situation.refused_at:
@@ -129,6 +152,27 @@ def _running(want: DesiredRunner, record: Record, situation: Situation, now: flo
     if record.bound and record.has("job_hint") and not record.has("steps_released"):
         return Step("release")
     return KEEP
+
+
+def _failure(want: DesiredRunner, record: Record, situation: Situation, now: float) -> Step | None:
+    started = record.has("runner_listening") or record.has("job_hint") or record.has("runner_exited")
+    if _is_late(want, now) and not started:
+        return Step("fail", f"its runner wasn't listening in time; {_got_to(record)}", "boot-timeout")
+    if _is_silent(record, situation, now):
+        return Step("fail", f"its guest said nothing for {situation.hello_s:.0f} s after its start", "guest-silent")
+    return None
+
+
+def _got_to(record: Record) -> str:
+    last = max(record.marks, key=lambda mark: record.marks[mark], default="")
+    return f"it got as far as {last!r}" if last else "it got nowhere"
+
+
+def _is_silent(record: Record, situation: Situation, now: float) -> bool:
+    started = record.marks.get("domain_started")
+    if not situation.hello_s or started is None or record.has("guest_hello"):
+        return False
+    return now >= started + situation.hello_s
 
 
 def _is_late(want: DesiredRunner, now: float) -> bool:

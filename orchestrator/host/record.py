@@ -40,6 +40,8 @@ class Record(msgspec.Struct):
     failure: Failure | None = None
     proof: Proof | None = None
     end_reason: str = ""
+    heard_at: float = 0.0
+    """When its guest last said anything."""
 
     def mark(self, mark: Mark, now: float) -> bool:
         """Note when ``mark`` first became true; False where it was already."""
@@ -66,6 +68,7 @@ class Record(msgspec.Struct):
             exit_code=self.exit_code,
             failure=self.failure,
             proof=self.proof,
+            heard_at=self.heard_at,
         )
 
 

@@ -45,12 +45,20 @@ def fail(parts: Parts, runner: Runner, failure: Failure) -> None:
     """Note why ``runner`` failed, with its console's last lines; the next turn clears it away."""
     secrets = (runner.secret,) if runner.secret else ()
     text = console.tail(runner.paths(parts).console, secrets)
+    domain = _domain_state(parts, runner)
     with runner.lock:
         record = runner.record
-        record.failure = record.failure or Failure(failure.code, failure.message, failure.remedy, text)
+        record.failure = record.failure or Failure(failure.code, failure.message, failure.remedy, text, domain)
         record.vm = "failed"
     log.warning("vm_failed", runner=runner.record.id, code=failure.code, message=failure.message)
     runner.save(parts)
+
+
+def _domain_state(parts: Parts, runner: Runner) -> str:
+    try:
+        return parts.hypervisor.state(runner.names.domain) or "not there"
+    except HostError as error:
+        return error.code
 
 
 def _failed(parts: Parts, runner: Runner, step: Step, error: IronCDError) -> None:

@@ -365,15 +365,26 @@ def test_a_runner_that_never_listens_fails_in_time(host):
     host.pass_time(301)
     host.until(host.proved)
     assert host.seen().vm == "failed"
-    assert host.seen().failure.code == "boot-timeout"
+    assert (host.seen().failure.code, host.seen().failure.domain) == ("boot-timeout", "running")
 
 
-def test_lifetimes_hold_with_the_control_plane_away(host):
+def test_row_15_what_the_guest_says_is_heard_and_no_reason_to_report(host):
+    host.running()
+    host.agent.heard(ONE, guest.Hello())
+    heard = host.seen().heard_at
+    host.pass_time(11)
+    host.agent.dirty.clear()
+    host.agent.heard(ONE, guest.Beat())
+    assert host.seen().heard_at == heard + 11
+    assert not host.agent.dirty.is_set()
+
+
+def test_row_19_lifetimes_hold_with_the_control_plane_away(host):
     host.in_a_job()
-    host.pass_time(3600 - 19)
+    host.pass_time(3600 - 59)
     host.until(lambda: host.talk.said[-1] == (ONE, guest.Stop()))
     assert host.seen().vm == "running"
-    host.pass_time(20)
+    host.pass_time(60)
     host.until(host.proved)
     assert host.seen().vm == "absent"
 
