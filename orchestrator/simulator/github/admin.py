@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from orchestrator.core.errors import IronCDError
 from orchestrator.simulator.github import present
-from orchestrator.simulator.github.faults import Faults
+from orchestrator.simulator.github.catalogue import CATALOGUE, Order, fault_set
+from orchestrator.simulator.github.faults import FaultSet
 
 if TYPE_CHECKING:
     from orchestrator.simulator.github.core import GitHub
@@ -60,6 +61,8 @@ def admin_routes(github: GitHub) -> list[Route]:
         ("GET", "/faults", admin.show_faults),
         ("POST", "/faults", admin.set_faults),
         ("DELETE", "/faults", admin.clear_faults),
+        ("GET", "/faults/known", admin.list_known),
+        ("POST", "/faults/{name}", admin.order_fault),
         ("POST", "/rates", admin.set_rates),
     ]
     return [Route("/_sim" + path, _guarded(handler), methods=[method]) for method, path, handler in table]
@@ -179,18 +182,29 @@ class Admin:
         return JSONResponse([self._github.delivery_view(item) for item in self._github.ping()], 202)
 
     async def show_faults(self, _request: Request) -> Response:
-        return Response(msgspec.json.encode(self._github.faults), media_type="application/json")
+        """Those in force, and how often each that has a name was used."""
+        faults = self._github.faults
+        content = {**msgspec.to_builtins(faults.in_force()), "used": dict(faults.used)}
+        return Response(msgspec.json.encode(content), media_type="application/json")
 
     async def set_faults(self, request: Request) -> Response:
         """Add the faults in the body to those in force."""
-        new = msgspec.json.decode(await request.body() or b"{}", type=Faults)
-        self._github.faults.responses.extend(new.responses)
-        self._github.faults.deliveries.extend(new.deliveries)
+        self._github.faults.declare(msgspec.json.decode(await request.body() or b"{}", type=FaultSet))
         return await self.show_faults(request)
 
     async def clear_faults(self, request: Request) -> Response:
-        self._github.faults.responses.clear()
-        self._github.faults.deliveries.clear()
+        """``?name=`` for those of one name."""
+        self._github.faults.clear(request.query_params.get("name", ""))
+        self._github.pass_time()
+        return await self.show_faults(request)
+
+    async def list_known(self, _request: Request) -> Response:
+        return JSONResponse({name: {"row": known.row, "what": known.what} for name, known in CATALOGUE.items()})
+
+    async def order_fault(self, request: Request) -> Response:
+        """``{"for_s", "count", "in_s", "chance", "by_s", "repository"}``, each of which may be left out."""
+        asked = {**await _json(request), "fault": request.path_params["name"]}
+        self._github.faults.declare(fault_set(msgspec.convert(asked, Order)))
         return await self.show_faults(request)
 
     async def set_rates(self, request: Request) -> Response:

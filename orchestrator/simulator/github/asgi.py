@@ -68,7 +68,9 @@ async def _misbehave(fault: ResponseFault, app: ASGIApp, scope: Scope, receive: 
 
 def _own_answer(fault: ResponseFault) -> Response:
     body = fault.body if fault.body is not None else {"message": "Simulated fault", "status": str(fault.status)}
-    headers = {"Content-Type": "application/json; charset=utf-8", **fault.headers}
+    until = str(int(fault.ends)) if fault.for_s is not None else ""
+    told = {name: value.replace("{until}", until) for name, value in fault.headers.items()}
+    headers = {"Content-Type": "application/json; charset=utf-8", **told}
     content = b"" if fault.status in (204, 304) else json.dumps(body).encode()
     return Response(content, fault.status, headers=headers)
 

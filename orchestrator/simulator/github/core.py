@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.core.errors import UserError
 from orchestrator.simulator.github import jit, present, rest
+from orchestrator.simulator.github.acts import carry_out
 from orchestrator.simulator.github.admin import admin_routes
 from orchestrator.simulator.github.asgi import Hosts
 from orchestrator.simulator.github.engine import Engine, repository_or_fail
@@ -93,8 +94,9 @@ class GitHub:
         self.state.groups[1] = RunnerGroup(id=1, name="Default", default=True)
         self.owner = owner
         self.faults = Faults()
+        self.faults.by(clock)
         self.hooks = Hooks(self.state, self.faults, webhook_transport)
-        self.engine = Engine(self.state, self.hooks)
+        self.engine = Engine(self.state, self.hooks, self.faults)
         self.runner_base = ""
         """Where set, runners are sent to ``runner_base/_host/NAME`` in place of ``https://NAME``."""
         self.rest = Rest(self.state, self.engine, self.hooks, self.url_of)
@@ -131,10 +133,15 @@ class GitHub:
         self.hooks.start()
         try:
             while True:
-                self.engine.expire()
+                self.pass_time()
                 await asyncio.sleep(0.25)
         finally:
             await self.hooks.stop()
+
+    def pass_time(self) -> None:
+        """Have what time brings about happen: locks run out, and faults begin and end."""
+        self.engine.expire()
+        carry_out(self, self.faults)
 
     # What a person does on GitHub
 
@@ -164,6 +171,11 @@ class GitHub:
         repo.files[repo.default_branch] = dict(files or {})
         self.state.repositories[repo.id] = repo
         return repo
+
+    def rename_repository(self, repo: Repository, name: str) -> None:
+        """Its former name goes on to lead to it, as GitHub's redirects do."""
+        self.state.former_names[repo.full_name.lower()] = repo
+        repo.name = name
 
     def repository(self, name: str) -> Repository:
         return repository_or_fail(self.state, name, self.owner.login)

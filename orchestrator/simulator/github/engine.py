@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from orchestrator.core.errors import UserError
 from orchestrator.simulator.github import present
+from orchestrator.simulator.github.faults import Effect, Faults
 from orchestrator.simulator.github.hooks import Hooks
 from orchestrator.simulator.github.spec import WorkflowSpec
 from orchestrator.simulator.github.state import (
@@ -45,9 +46,10 @@ class RunnerBusy(Exception):
 class Engine:
     """The state's only writer of runs, jobs, runners and sessions.  Belongs to one event loop."""
 
-    def __init__(self, state: State, hooks: Hooks) -> None:
+    def __init__(self, state: State, hooks: Hooks, faults: Faults | None = None) -> None:
         self.state = state
         self._hooks = hooks
+        self._faults = faults or Faults()
         self._wakeups: dict[int, asyncio.Event] = {}
         self._open: dict[int, Job] = {}
         self.lock_s = LOCK_S
@@ -78,6 +80,8 @@ class Engine:
         jobs = [self._new_job(run, key) for key in keys]
         run.attempts[run.attempt].extend(jobs)
         for job in jobs:
+            if job.status == "waiting" and self._odd("queued-first", job):
+                self._tell(job, "queued")
             self._tell(job, "waiting" if job.status == "waiting" else "queued")
         self.assign()
 
@@ -164,8 +168,14 @@ class Engine:
             client_id=str(uuid.uuid4()),
             created_at=self.state.now(),
         )
+        lag = self._faults.quirk("jit-lag")
+        runner.known_from = runner.created_at + lag.by_s if lag else 0.0
         self.state.runners[runner.id] = runner
         return runner
+
+    def seems_busy(self, runner: Runner) -> bool:
+        """What the API says of it, which can be a lie."""
+        return runner.job is not None and not self._odd("busy-lies", runner.job)
 
     def runners_of(self, owner: Account, repository: Repository | None) -> list[Runner]:
         return [
@@ -256,7 +266,10 @@ class Engine:
         for job in queued:
             if not idle:
                 return
-            runner = next((item for item in idle if self.serves(item, job)), None)
+            fitting = [item for item in idle if self.serves(item, job)]
+            runner = fitting[0] if fitting else None
+            if len(fitting) > 1 and self._odd("another-runner", job):
+                runner = fitting[self._faults.drawn(len(fitting))]
             if runner is not None:
                 idle.remove(runner)
                 self._offer(runner, job)
@@ -265,6 +278,8 @@ class Engine:
         job.runner, runner.job = runner, job
         job.assigned_at = self.state.now()
         job.request_id = str(uuid.uuid4())
+        if self._odd("start-lost", job):
+            return
         self.send(runner, "RunnerJobRequest", {"runner_request_id": job.request_id})
 
     def _unassign(self, job: Job) -> None:
@@ -272,6 +287,19 @@ class Engine:
             job.runner.job = None
         job.runner, job.assigned_at, job.request_id = None, None, ""
         self.assign()
+
+    def withhold(self, job: Job) -> bool:
+        """True where the runner can't take the job that it was told of, and isn't a runner any more either: a fault."""
+        runner = job.runner
+        if runner is None or not self._odd("acquire-404", job):
+            return False
+        self.state.runners.pop(runner.id, None)
+        self._unassign(job)
+        return True
+
+    def known_to(self, runner: Runner) -> bool:
+        """Whether the API and the token host know of ``runner`` yet."""
+        return self.state.now() >= runner.known_from
 
     def acquire(self, job: Job) -> None:
         """The runner takes the job: it is in progress from now on."""
@@ -303,7 +331,9 @@ class Engine:
         job.token = ""
         if runner is not None:
             runner.job = None
-            if had_runner:
+            if had_runner and self._odd("ghost", job):
+                runner.session = None
+            elif had_runner:
                 self._forget(runner)
             else:
                 job.runner = None
@@ -323,6 +353,9 @@ class Engine:
                 runner.session.polled_at = 0.0
             if runner.session is None and runner.job is None and now > runner.created_at + NEVER_CONNECTED_S:
                 self._forget(runner)
+
+    def _odd(self, effect: Effect, job: Job) -> bool:
+        return self._faults.quirk(effect, job.run.repository.full_name) is not None
 
     # Events
 

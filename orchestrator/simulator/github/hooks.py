@@ -67,7 +67,7 @@ class Hooks:
         if not self._state.app.webhook_url:
             return []
         action = payload.get("action")
-        fault = self._faults.delivery(event, action)
+        fault = self._faults.delivery(event, action, _name_in(payload))
         effect = fault.effect if fault else ""
         if effect == "drop":
             return []
@@ -75,7 +75,7 @@ class Hooks:
         if effect == "fail":
             delivery.status, delivery.status_code, delivery.finished = "Bad Gateway", 502, True
             return [delivery]
-        delay_s = fault.delay_s if fault else 0.0
+        delay_s = self._faults.lateness(fault) if fault else 0.0
         # A late one must not hold back those behind it: lateness is what the fault is about.
         made_lane = lane if effect != "delay" else f"late-{delivery.id}"
         self._send_later(delivery, made_lane, delay_s)
@@ -189,3 +189,8 @@ def _id_in(payload: dict[str, Any], key: str) -> int | None:
     value = payload.get(key)
     number = value.get("id") if isinstance(value, dict) else None
     return number if isinstance(number, int) else None
+
+
+def _name_in(payload: dict[str, Any]) -> str:
+    value = payload.get("repository")
+    return str(value.get("full_name", "")) if isinstance(value, dict) else ""

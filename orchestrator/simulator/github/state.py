@@ -140,6 +140,8 @@ class Runner:
     session: Session | None = None
     job: Job | None = None
     gone: bool = False
+    known_from: float = 0.0
+    """Until then nobody but whoever made it knows of it: a fault."""
 
     @property
     def online(self) -> bool:
@@ -261,6 +263,7 @@ class State:
     blobs: dict[str, bytearray] = field(default_factory=dict)
     """What runners uploaded, by path: logs and step summaries."""
     manifests: dict[str, App] = field(default_factory=dict)
+    former_names: dict[str, Repository] = field(default_factory=dict)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def next_id(self, base: int = 0) -> int:
@@ -272,7 +275,8 @@ class State:
 
     def find_repository(self, full_name: str) -> Repository | None:
         wanted = full_name.lower()
-        return next((repo for repo in self.repositories.values() if repo.full_name.lower() == wanted), None)
+        found = (repo for repo in self.repositories.values() if repo.full_name.lower() == wanted)
+        return next(found, self.former_names.get(wanted))
 
     def find_account(self, login: str) -> Account | None:
         return next((item for name, item in self.accounts.items() if name.lower() == login.lower()), None)

@@ -23,6 +23,7 @@ from orchestrator.surface.cli import (
     jobs,
     runners,
     service,
+    simulate,
 )
 from orchestrator.surface.cli.options import GLOBAL
 
@@ -83,3 +84,4 @@ egress_learn.register(egress.app)
 egress_import.register(egress.app)
 app.add_typer(egress.app, name="egress")
 app.add_typer(image.app, name="image")
+app.add_typer(simulate.app, name="simulate")

@@ -94,7 +94,7 @@ async def test_faults_can_be_set_from_outside(client, github):
     assert (await client.http.get("/meta")).status_code == 200
     github.create_run("app", JOB)
     assert not github.state.deliveries
-    assert (await client.http.request("DELETE", "/_sim/faults")).json() == {"responses": [], "deliveries": []}
+    assert (await client.http.request("DELETE", "/_sim/faults")).json()["responses"] == []
     assert (await client.http.post("/_sim/faults", json={"responces": []})).status_code == 400
 
 

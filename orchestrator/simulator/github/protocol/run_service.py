@@ -51,6 +51,8 @@ class RunService:
             raise Denied(404, "Job not found", source="actions-run-service")
         if job.status != "queued":
             raise Denied(409, "Job already acquired", source="actions-run-service")
+        if self._engine.withhold(job):
+            raise Denied(404, "Job not found", source="actions-run-service")
         self._engine.acquire(job)
         return JSONResponse(job_message(job, self._url_of))
 

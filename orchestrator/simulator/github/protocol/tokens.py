@@ -30,7 +30,7 @@ class TokenHost:
         form = {name: values[0] for name, values in parse_qs((await request.body()).decode("utf-8", "replace")).items()}
         client_id = request.path_params["client_id"]
         runner = next((item for item in self._state.runners.values() if item.client_id == client_id), None)
-        if runner is None:
+        if runner is None or self._state.now() < runner.known_from:
             return _refuse("invalid_client", f"Registration {client_id} was not found.")
         if form.get("client_assertion_type") != _ASSERTION or form.get("grant_type") != "client_credentials":
             return _refuse("unsupported_grant_type", "Only client credentials by assertion are supported.")

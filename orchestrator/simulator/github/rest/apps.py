@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.simulator.github import present
+from orchestrator.simulator.github.acts import tell_installation
 from orchestrator.simulator.github.auth import Refused, issue_token, narrowed
 from orchestrator.simulator.github.http import Call, Rest, reply
 from orchestrator.simulator.github.rest.scope import NOT_FOUND
@@ -84,34 +85,24 @@ def _installation_of(call: Call, login: str) -> Response:
     return reply(present.installation(it, call.state.app))
 
 
-def installation_event(call: Call, it: Installation, action: str) -> None:
-    """Tell the App that ``it`` was created, suspended and so on."""
-    content: dict[str, Any] = {
-        "action": action,
-        "installation": present.installation(it, call.state.app),
-        "sender": present.account(it.account),
-    }
-    call.hooks.emit("installation", content, lane=f"installation-{it.id}")
-
-
 async def delete_installation(call: Call) -> Response:
     it = _installation(call)
     del call.state.installations[it.id]
-    installation_event(call, it, "deleted")
+    tell_installation(call.state, call.hooks, it, "deleted")
     return reply(None, 204)
 
 
 async def suspend(call: Call) -> Response:
     it = _installation(call)
     it.suspended_at = call.state.now()
-    installation_event(call, it, "suspend")
+    tell_installation(call.state, call.hooks, it, "suspend")
     return reply(None, 204)
 
 
 async def unsuspend(call: Call) -> Response:
     it = _installation(call)
     it.suspended_at = None
-    installation_event(call, it, "unsuspend")
+    tell_installation(call.state, call.hooks, it, "unsuspend")
     return reply(None, 204)
 
 

@@ -111,9 +111,14 @@ async def create_registration_token(call: Call) -> Response:
 async def list_runners(call: Call) -> Response:
     where = _scope(call, "read")
     name = call.request.query_params.get("name")
-    items = [it for it in call.engine.runners_of(where.owner, where.repository) if name is None or it.name == name]
+    every = [it for it in call.engine.runners_of(where.owner, where.repository) if call.engine.known_to(it)]
+    items = [it for it in every if name is None or it.name == name]
     page, headers = call.page(items)
-    return reply({"total_count": len(items), "runners": [present.runner(it) for it in page]}, headers=headers)
+    return reply({"total_count": len(items), "runners": [_shown(call, it) for it in page]}, headers=headers)
+
+
+def _shown(call: Call, it: Runner) -> dict[str, Any]:
+    return {**present.runner(it), "busy": call.engine.seems_busy(it)}
 
 
 def _runner(call: Call, where: _Scope) -> Runner:
@@ -124,7 +129,10 @@ def _runner(call: Call, where: _Scope) -> Runner:
 
 
 async def show_runner(call: Call) -> Response:
-    return reply(present.runner(_runner(call, _scope(call, "read"))))
+    it = _runner(call, _scope(call, "read"))
+    if not call.engine.known_to(it):
+        raise Refused(404, scope.NOT_FOUND)
+    return reply(_shown(call, it))
 
 
 async def delete_runner(call: Call) -> Response:
