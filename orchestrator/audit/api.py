@@ -1,31 +1,28 @@
-"""What the record of egress answers to: hosts that ship (``POST /host/v1/ledger``), people who ask (``GET /api/v1/egress``).
-
-``GET /api/v1/egress``: ``?job= &repo= &runner= &host= &verdict= &gateway= &since= &until= &limit= &cursor=`` gives
+"""What the record of egress answers to: hosts that ship (``POST /host/v1/ledger``), people who ask (``GET /api/v1/egress``: ``?job= &repo= &runner= &host= &verdict= &gateway= &since= &until= &limit= &cursor=`` gives
 ``{"events": [...], "cursor": "..."}``, the newest that match, in the order of time; with ``follow=true`` a stream of
-server-sent events: those that match so far, then each as it comes in.
+server-sent events: see `orchestrator.audit.follow`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import msgspec
 import structlog
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from orchestrator.audit.follow import events
 from orchestrator.audit.ledger import Ledger
-from orchestrator.audit.search import LIMIT, BadCursor, find, place_of
+from orchestrator.audit.search import LIMIT, BadCursor, find
 from orchestrator.audit.search import Query as Question
 from orchestrator.audit.streams import BadBatch
+from orchestrator.audit.tail import BadPlace, decode
 from orchestrator.core.wire import LedgerBatch
 
 BATCH_LIMIT = 16 << 20
-BEAT_S = 15.0
-OVERLAP_S = 60.0
-"""A follower looks so far back each time: hosts ship with delay, and not in step with one another."""
 
 log = structlog.get_logger()
 
@@ -60,15 +57,19 @@ def router(ledger: Ledger, *, host: Callable[[Request], str], admin: Callable[[R
         until: float = 0.0,
         limit: Annotated[int, Query(ge=1, le=LIMIT)] = 1000,
         cursor: str = "",
+        after: str = "",
+        last_event_id: Annotated[str, Header()] = "",
         *,
         follow: bool = False,
     ) -> Response:
         question = Question(job, repo, runner, name.lower(), verdict, gateway, since, until)
-        if follow:
-            return StreamingResponse(_follow(ledger, question, limit), media_type="text/event-stream")
         try:
+            if follow:
+                place = decode(after or last_event_id) if after or last_event_id else None
+                stream = events(ledger, question, limit=limit, after=place)
+                return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
             page = await asyncio.to_thread(find, ledger, question, limit=limit, cursor=cursor)
-        except BadCursor as error:
+        except (BadCursor, BadPlace) as error:
             raise HTTPException(400, str(error)) from None
         return _json(page)
 
@@ -82,25 +83,6 @@ def router(ledger: Ledger, *, host: Callable[[Request], str], admin: Callable[[R
     routes.add_api_route("/api/v1/egress", search, methods=["GET"], dependencies=allowed, response_class=Response)
     routes.add_api_route("/api/v1/egress/gaps", gaps, methods=["GET"], dependencies=allowed, response_class=Response)
     return routes
-
-
-async def _follow(ledger: Ledger, question: Question, limit: int) -> AsyncIterator[bytes]:
-    """Events as ``data:`` lines.  What was sent is known by its place, so overlap sends nothing twice."""
-    sent: dict[tuple[str, int], float] = {}
-    page = await asyncio.to_thread(find, ledger, question, limit=limit)
-    while True:
-        for event in page.events:
-            if (event.gateway, event.seq) not in sent:
-                sent[event.gateway, event.seq] = event.ts
-                yield b"data: " + msgspec.json.encode(event) + b"\n\n"
-        arrived = ledger.received
-        await ledger.wait(BEAT_S)
-        if ledger.received == arrived:
-            yield b": nothing new\n\n"
-        latest = max((place_of(event)[0] for event in page.events), default=question.since)
-        since = max(question.since, latest - OVERLAP_S)
-        sent = {key: ts for key, ts in sent.items() if ts >= since}
-        page = await asyncio.to_thread(find, ledger, msgspec.structs.replace(question, since=since), limit=LIMIT)
 
 
 async def _body(request: Request) -> bytes:

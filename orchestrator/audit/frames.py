@@ -73,6 +73,11 @@ class Frames:
         self._firsts = [seq for seq, _ in table]
         self._offsets = [offset for _, offset in table] + [start - _HEAD.size]
 
+    @property
+    def last_first(self) -> int:
+        """The highest number that a frame begins with; 0 where there is none."""
+        return max(self._firsts, default=0)
+
     def lines(self, seqs: Iterable[int]) -> dict[int, bytes]:
         """The lines of these numbers, as far as they are there and stand where the table says.  Raises ValueError."""
         wanted = sorted(set(seqs))
@@ -87,6 +92,12 @@ class Frames:
                     if seq in here and seq is not None:
                         found[seq] = line
         return found
+
+    def since(self, seq: int) -> Iterator[bytes]:
+        """The lines from the frame on that number ``seq`` belongs in, without their ends.  Raises ValueError."""
+        with self._path.open("rb") as file:
+            for number in range(max(0, self._frame_of(seq)), len(self._firsts)):
+                yield from self._content(file, number).split(b"\n")
 
     def _frame_of(self, seq: int) -> int:
         return bisect.bisect_right(self._firsts, seq) - 1

@@ -23,6 +23,7 @@ import structlog
 from orchestrator.audit import days as day_files
 from orchestrator.audit.checkpoints import Checkpoints
 from orchestrator.audit.engine import Engine
+from orchestrator.audit.frames import Frames
 from orchestrator.audit.streams import BadBatch, stream_for, streams
 from orchestrator.core.flow import Event
 from orchestrator.core.wire import LedgerAck, LedgerBatch
@@ -100,11 +101,11 @@ class Ledger:
     def gaps(self, stream: str) -> list[Gap]:
         return gaps_of(self._folder, stream)
 
-    async def wait(self, timeout_s: float) -> None:
-        """Until something came in, ``timeout_s`` at most."""
+    async def wait(self, seen: int, timeout_s: float) -> None:
+        """Until more than ``seen`` events were `received`, ``timeout_s`` at most."""
         try:
             async with asyncio.timeout(timeout_s), self._news:
-                await self._news.wait()
+                await self._news.wait_for(lambda: self.received != seen)
         except TimeoutError:
             return
 
@@ -153,19 +154,32 @@ class Ledger:
         return head
 
     def _last_seq(self, stream: str) -> int:
-        """Of the last line that can be read; 0 where there is none.  Sequence numbers begin with 1."""
+        """The highest number that there is; 0 where there is none.  Sequence numbers begin with 1.
+
+        It needn't stand in the last day: a clock may have been set back.
+        """
+        folder, last = self._folder / stream, 0
         for day in reversed(self.days(stream)):
-            last = 0
+            if last and not _may_exceed(folder, day, last):
+                continue
             for line in self.lines(stream, day):
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-                    last = self._head.decode(line).seq
-            if last:
-                return last
-        return 0
+                    last = max(last, self._head.decode(line).seq)
+        return last
 
     def _note(self, gap: Gap) -> None:
         log.error("ledger_gap", host=gap.host, first=gap.first, last=gap.last)
         day_lines.append(self._folder / _GAPS, "0000-00-00", [msgspec.json.encode(gap)])
+
+
+def _may_exceed(folder: Path, day: str, seq: int) -> bool:
+    """Whether a day may have a higher number; looked up in a sealed one's table, without reading its lines."""
+    if day_files.open_file(folder, day).exists():
+        return True
+    try:
+        return Frames(day_files.sealed_file(folder, day)).last_first > seq
+    except ValueError:
+        return True
 
 
 def gaps_of(folder: Path, stream: str) -> list[Gap]:

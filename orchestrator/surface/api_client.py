@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx
 
 from orchestrator.core.errors import ConfigurationError, OperationalError, UserError
 from orchestrator.surface.settings import Settings, read_secret
+
+_STREAM_TIMEOUT = httpx.Timeout(10.0, read=45.0)
+"""A stream has a sign of life each 15 seconds."""
 
 
 class ApiClient:
@@ -38,17 +41,36 @@ class ApiClient:
         """Give an order; the JSON of the answer."""
         return self._ask("POST", path, params)
 
+    def stream(self, path: str, params: Mapping[str, str | int | float | None]) -> Iterator[tuple[str, bytes]]:
+        """The messages of server-sent events at ``path``: id and data of each, data empty where it only keeps alive.
+
+        Ends where the control plane ends it.  Raises OperationalError (``control-unreachable``, ``control-failed``) where it
+        breaks; what was given till then was whole.
+        """
+        given = {name: value for name, value in params.items() if value is not None}
+        try:
+            with self._client.stream("GET", f"/api/v1/{path}", params=given, timeout=_STREAM_TIMEOUT) as response:
+                if not response.is_success:
+                    response.read()
+                    self._judged(response, path)
+                yield from _messages(response.iter_lines())
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
     def _ask(self, method: str, path: str, params: Mapping[str, str | int | float | None] | None) -> Any:
         given = {name: value for name, value in (params or {}).items() if value is not None}
         try:
             response = self._client.request(method, f"/api/v1/{path}", params=given)
         except httpx.HTTPError as error:
-            raise OperationalError(
-                f"the control plane at {self.base_url} does not answer ({type(error).__name__})",
-                code="control-unreachable",
-                remedy="Start it with `ironcd up`, or set control.url to where it runs.",
-            ) from error
+            raise self._unreachable(error) from error
         return self._judged(response, path)
+
+    def _unreachable(self, error: httpx.HTTPError) -> OperationalError:
+        return OperationalError(
+            f"the control plane at {self.base_url} does not answer ({type(error).__name__})",
+            code="control-unreachable",
+            remedy="Start it with `ironcd up`, or set control.url to where it runs.",
+        )
 
     def _judged(self, response: httpx.Response, path: str) -> Any:
         if response.is_success:
@@ -71,9 +93,23 @@ class ApiClient:
         )
 
 
+def _messages(lines: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Of server-sent events; one that isn't whole is left out."""
+    place, data = "", ""
+    for line in lines:
+        if line.startswith("id: "):
+            place = line.removeprefix("id: ")
+        elif line.startswith("data: "):
+            data += line.removeprefix("data: ")
+        elif not line:
+            yield place, data.encode()
+            data = ""
+
+
 def _words(response: httpx.Response) -> str:
     try:
         body = response.json()
     except ValueError:
         return ""
-    return f": {body['error']}" if isinstance(body, dict) and "error" in body else ""
+    said = next((body[key] for key in ("error", "detail") if key in body), "") if isinstance(body, dict) else ""
+    return f": {said}" if said else ""

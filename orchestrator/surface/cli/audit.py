@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,15 +13,11 @@ import typer
 from orchestrator.surface.cli.options import GLOBAL
 
 if TYPE_CHECKING:
-    from orchestrator.surface.api_client import ApiClient
+    from orchestrator.core.errors import UserError
 
 app = typer.Typer(help="The record of egress: what was tried, and the proof of it.", no_args_is_help=True)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_FOLLOW_EVERY_S = 0.5
-_OVERLAP_S = 60.0
-"""Hosts ship with delay, and not in step with one another."""
-_PAGE = 1000
 
 Asked = dict[str, str | int | float | None]
 Job = Annotated[int | None, typer.Option(help="Only of this job (GitHub's id).")]
@@ -50,26 +46,47 @@ def egress(
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many events, the newest.")] = 1000,
+    place_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --follow: go on behind what was printed last, which this file remembers from run to run."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For programs: one event a line, as the ledger has it.")
     ] = False,
 ) -> None:
     """Show every attempt to reach the outside: time, name, verdict, reason, rule, and bytes both ways.
 
+    With --follow new events are printed within a second of being recorded, each once, also over restarts of the control
+    plane; with --place-file over restarts of this command too.
+
     Example: [bold]ironcd audit egress --repo acme/shop --verdict blocked --since 24h[/bold]
 
-    Example: [bold]ironcd audit egress --follow --json | jq .host[/bold]
+    Example: [bold]ironcd audit egress --follow --json --place-file /var/lib/siem/ironcd.place[/bold]
     """
     from orchestrator.surface.api_client import ApiClient
 
+    if follow and until:
+        raise _cant_be_together("--until ends what --follow goes on with")
+    if place_file is not None and not follow:
+        raise _cant_be_together("--place-file is for --follow")
     client = ApiClient.of(GLOBAL.settings())
     asked = {**question(job, repo, vm, host, verdict, since=since, until=until), "limit": limit}
-    events = client.get("egress", asked)["events"]
     if not follow:
-        _print(events, as_json=as_json)
+        _print(client.get("egress", asked)["events"], as_json=as_json)
         return
-    for event in _and_new_ones(client, asked, events):
-        _print_one(event, as_json=as_json)
+    from orchestrator.surface.egress.follow import Stop, follow_events
+
+    stop = Stop()
+    stop.listen()
+    follow_events(client, asked, lambda event: _print_one(event, as_json=as_json), place_file, stop=stop)
+
+
+def _cant_be_together(why: str) -> UserError:
+    from orchestrator.core.errors import UserError
+
+    return UserError(why, code="bad-option", remedy="Leave --until out, or add --follow.")
 
 
 def question(
@@ -183,19 +200,3 @@ def attempt_row(attempt: Any) -> tuple[object, ...]:
         attempt.repo,
         attempt.job,
     )
-
-
-def _and_new_ones(client: ApiClient, asked: Asked, events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """``events`` and then what comes after them, until the command is interrupted.  No event comes twice."""
-    sent: dict[tuple[str, int, float], None] = {}
-    while True:
-        for event in events:
-            key = str(event["gateway"]), int(event["seq"]), float(event["ts"])
-            if key not in sent:
-                sent[key] = None
-                yield event
-        time.sleep(_FOLLOW_EVERY_S)
-        since = max((event["ts"] for event in events), default=time.time()) - _OVERLAP_S
-        since = max(since, float(asked["since"] or 0.0))
-        sent = {key: None for key in sent if key[2] >= since}
-        events = client.get("egress", {**asked, "since": since, "until": None, "limit": _PAGE})["events"]

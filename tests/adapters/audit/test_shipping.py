@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -32,9 +34,25 @@ class Way:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, role: str) -> None:
-        argv = [sys.executable, str(SCRIPT), role, str(self.folder), str(self.port)]
+        self._start(role, [sys.executable, str(SCRIPT), role, str(self.folder), str(self.port)])
+
+    def follow(self) -> None:
+        """The command itself, going on where it was; what it prints comes into ``followed``."""
+        token, config, place = (self.folder / name for name in ("admin-token", "ironcd.toml", "place"))
+        token.write_text("t")
+        config.write_text(f'[control]\nurl = "http://127.0.0.1:{self.port}"\nadmin_token_file = "{token}"\n')
+        ironcd = [sys.executable, "-m", "orchestrator.surface", "--config", str(config)]
+        argv = [*ironcd, "audit", "egress", "--follow", "--json", "--since", "1h", "--place-file", str(place)]
+        with (self.folder / "followed").open("ab") as out:
+            self._start("follower", argv, out)
+
+    def followed(self) -> list[int]:
+        whole = (self.folder / "followed").read_bytes().rpartition(b"\n")[0]
+        return [json.loads(line)["seq"] for line in whole.splitlines()]
+
+    def _start(self, role: str, argv: list[str], out: IO[bytes] | None = None) -> None:
         with (self.folder / f"{role}.log").open("ab") as log:
-            self.processes[role] = subprocess.Popen(argv, stdout=log, stderr=log)
+            self.processes[role] = subprocess.Popen(argv, stdout=out or log, stderr=log)
 
     def kill(self, role: str) -> None:
         self.processes[role].kill()
@@ -121,6 +139,25 @@ def test_an_agent_that_dies_between_batch_and_ack(way: Way) -> None:
     way.kill("agent")
     way.start("agent")
     way.finish()
+
+
+def test_who_follows_gets_each_once_over_restarts_of_both_sides(way: Way) -> None:
+    begin(way)
+    way.follow()
+    way.until(lambda: (way.folder / "followed").exists() and way.followed())
+    way.kill("control")
+    before = way.written()
+    way.until(lambda: way.written() > before + 200)
+    way.start("control")
+    way.until(lambda: way.followed()[-1] > before)
+    way.end("follower")
+    before = way.written()
+    way.until(lambda: way.arrived() > before + 200)
+    way.follow()
+    way.finish()
+    last = way.written()
+    way.until(lambda: way.followed()[-1] == last)
+    assert way.followed() == list(range(way.followed()[0], last + 1))
 
 
 def test_kills_of_all_three_at_random_moments(way: Way) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request
 
 from orchestrator.audit import Ledger, router
-from orchestrator.audit.api import _follow
-from orchestrator.audit.search import Query
+from orchestrator.audit.tail import encode
 from orchestrator.core.wire import LedgerBatch
 
 from .conftest import batch, event
@@ -86,13 +84,25 @@ async def test_a_gap_shows(client: httpx.AsyncClient) -> None:
     assert [(gap["first"], gap["last"]) for gap in shown["gaps"]] == [(2, 3)]
 
 
-async def test_following_sends_each_once(ledger: Ledger) -> None:
-    await ledger.receive(batch(event(1)))
-    stream = _follow(ledger, Query(repo="acme/app"), 100)
-    got = [await anext(stream)]
-    waiting = asyncio.create_task(anext(stream))
-    await asyncio.sleep(0)
-    await ledger.receive(batch(event(1), event(2)))
-    got.append(await asyncio.wait_for(waiting, 5))
-    assert [msgspec.json.decode(item.removeprefix(b"data: "))["seq"] for item in got] == [1, 2]
-    await stream.aclose()
+async def test_following_begins_behind_the_place_that_is_named(ledger: Ledger) -> None:
+    app = FastAPI()
+    app.include_router(router(ledger, host=_host, admin=_admin))
+    asked: list[dict[str, int] | None] = []
+
+    async def events(*_: Any, after: dict[str, int] | None, limit: int) -> AsyncIterator[bytes]:
+        asked.append(after)
+        yield b"data: []\n\n"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.audit.api.events", events)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            place, head = encode({"h1": 4}), {"Authorization": "Bearer admin"}
+            answers = [
+                await http.get("/api/v1/egress", params={"follow": "true", "after": place}, headers=head),
+                await http.get("/api/v1/egress?follow=true", headers={**head, "Last-Event-ID": place}),
+                await http.get("/api/v1/egress?follow=true", headers=head),
+                await http.get("/api/v1/egress?follow=true&after=nonsense", headers=head),
+            ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 400]
+    assert answers[0].headers["content-type"].startswith("text/event-stream")
+    assert asked == [{"h1": 4}, {"h1": 4}, None]
