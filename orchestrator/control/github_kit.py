@@ -85,7 +85,7 @@ class KitGitHub:
             base_url=self._api_url,
             user_agent="ironcd",
             timeout=TIMEOUT_S,
-            async_transport=Transport(self._network, self.gauge, installation),
+            async_transport=Transport(self._network, self.gauge, installation, clock=self._clock),
             cache_strategy=MemCacheStrategy(),
             http_cache=False,
             auto_retry=False,

@@ -7,11 +7,15 @@ was seen last, for the metrics and for whoever wants to go slower.
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 
 import httpx
 import msgspec
+
+from orchestrator.core.clocks import skew_of_answerer
 
 _IDS = re.compile(r"/(?:\d+|[0-9a-f]{40})(?=/|$)")
 _NAMES = re.compile(
@@ -31,6 +35,8 @@ class Gauge:
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, str, str]] = Counter()
         self.limits: dict[tuple[int, str], Limit] = {}
+        self.skew: float | None = None
+        """How far GitHub's clock was ahead of ours at the last answer; None where none has said."""
 
     def saw(self, request: httpx.Request, status: str, headers: Mapping[str, str], installation: int) -> None:
         self.calls[request.method, route_of(request.url.path), status] += 1
@@ -43,6 +49,16 @@ class Gauge:
         except (KeyError, ValueError):
             return
         self.limits[installation, headers.get("x-ratelimit-resource", "core")] = limit
+
+    def timed(self, asked: float, answered: float, headers: Mapping[str, str]) -> None:
+        """Compare clocks.  What a cache in between kept has an age, and says nothing of now."""
+        if "age" in headers:
+            return
+        try:
+            date = parsedate_to_datetime(headers["date"]).timestamp()
+        except (KeyError, ValueError):
+            return
+        self.skew = skew_of_answerer(date, asked, answered)
 
 
 def route_of(path: str) -> str:
@@ -58,17 +74,27 @@ def route_of(path: str) -> str:
 class Transport(httpx.AsyncBaseTransport):
     """Requests of one installation over ``inner``, which stays open when a client closes."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, gauge: Gauge, installation: int) -> None:
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        gauge: Gauge,
+        installation: int,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._inner = inner
+        self._clock = clock
         self._gauge = gauge
         self._installation = installation
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        asked = self._clock()
         try:
             response = await self._inner.handle_async_request(request)
         except httpx.TransportError:
             self._gauge.saw(request, "error", {}, self._installation)
             raise
+        self._gauge.timed(asked, self._clock(), response.headers)
         self._gauge.saw(request, str(response.status_code), response.headers, self._installation)
         return response
 

@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
 
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry
@@ -16,10 +17,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from orchestrator.control.changes import PHASE_BUCKETS_S
+from orchestrator.control.github import Removal
 from orchestrator.control.observe import taken_by
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.control.store import Store
 from orchestrator.control.views import runners_by_host
+from orchestrator.control.vitals import vitals
 from orchestrator.core.errors import StoreError
 from orchestrator.core.placement import HostView, free_of
 from orchestrator.core.runner import PHASES
@@ -36,7 +39,19 @@ HELP = {
     "redeliveries": "Deliveries that didn't arrive: asked for again, refused by GitHub, or given up",
     "looks": "Reconciliations by result",
     "ledger_events": "Events of the egress ledger received by verdict",
+    "deadlines_missed": "Times that a runner was still in a phase at its deadline, by phase",
+    "strays": "Machines found on hosts that nobody had a use for",
 }
+FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
+    "deadlines_missed": tuple({"phase": phase} for phase in PHASES[:-1]),
+    "strays": ({},),
+    "alarms": ({},),
+    "worker_errors": ({},),
+    "orphans": tuple({"answer": answer} for answer in get_args(Removal)),
+    "redeliveries": tuple({"result": result} for result in ("asked", "refused", "given_up")),
+    "looks": tuple({"result": result} for result in ("done", "failed", "left_to_another")),
+}
+"""Shown as 0 before they are first counted: an increase from nothing to 1 is none to Prometheus."""
 JOB_STATES = ("waiting", "queued", "in_progress", "completed")
 _NAME = re.compile(r"([a-z_]+)(?:\{(.*)\})?")
 
@@ -54,14 +69,18 @@ class Scrape:
         yield from phase_histogram(self._counters)
 
 
-async def scrape(store: Store, *, clock: Callable[[], float] = time.time) -> bytes:
-    """The metrics in Prometheus' text format.  With Redis away: ``ironcd_store_up 0`` and nothing else."""
+async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Callable[[], float] = time.time) -> bytes:
+    """The metrics in Prometheus' text format.  With Redis away: ``ironcd_store_up 0`` and nothing else.
+
+    Of ``hosts`` only, where they are given: one that was taken out of the configuration is missed by nobody.
+    """
     registry = CollectorRegistry(auto_describe=False)
     up = GaugeMetricFamily("ironcd_store_up", "1 where Redis answers")
     try:
         counters, lengths = await store.counters(), await store.lengths()
         jobs, runners = await store.live_jobs(), await store.live_runners()
         sightings, outage = await store.sightings(), await store.outage_since()
+        sightings = {host: seen for host, seen in sightings.items() if hosts is None or host in hosts}
     except StoreError:
         up.add_metric([], 0)
         registry.register(Scrape({}, [up]))
@@ -69,16 +88,18 @@ async def scrape(store: Store, *, clock: Callable[[], float] = time.time) -> byt
     up.add_metric([], 1)
     away = GaugeMetricFamily("ironcd_github_outage_seconds", "How long GitHub hasn't answered; 0 where it does")
     away.add_metric([], max(0.0, clock() - outage) if outage else 0.0)
-    metrics = [up, away, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, clock())]
+    now = clock()
+    metrics = [up, away, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, now)]
+    metrics += vitals(jobs, sightings, now)
     registry.register(Scrape(counters, metrics))
     return generate_latest(registry)
 
 
-def router(store: Store) -> APIRouter:
+def router(store: Store, *, hosts: frozenset[str] | None = None) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
     async def metrics() -> Response:
-        return Response(await scrape(store), media_type=CONTENT_TYPE_LATEST)
+        return Response(await scrape(store, hosts=hosts), media_type=CONTENT_TYPE_LATEST)
 
     routes.add_api_route("/metrics", metrics, methods=["GET"], response_class=Response)
     return routes
@@ -87,7 +108,7 @@ def router(store: Store) -> APIRouter:
 def counter_families(counters: dict[str, float]) -> Iterator[Metric]:
     """Counters kept as ``name{label=value,...}``; those of the phase histogram aren't among them."""
     samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name in HELP}
-    for key, value in counters.items():
+    for key, value in {**_zeros(), **counters}.items():
         name, labels = parse(key)
         if name in samples:
             samples[name].append((labels, value))
@@ -120,15 +141,34 @@ def parse(key: str) -> tuple[str, dict[str, str]]:
     return match[1], {name: value for name, _, value in pairs}
 
 
+def _zeros() -> dict[str, float]:
+    return {_key(name, labels): 0.0 for name, all_labels in FROM_THE_START.items() for labels in all_labels}
+
+
+def _key(name: str, labels: dict[str, str]) -> str:
+    """As `parse` reads it."""
+    inner = ",".join(f"{label}={value}" for label, value in labels.items())
+    return f"{name}{{{inner}}}" if inner else name
+
+
 def _limits(counters: dict[str, float]) -> Iterator[Metric]:
-    family = GaugeMetricFamily(
-        "ironcd_github_remaining", "Requests left until GitHub's reset", labels=["installation", "resource"]
+    by = ["installation", "resource"]
+    left = GaugeMetricFamily("ironcd_github_remaining", "Requests left until GitHub's reset", labels=by)
+    whole = GaugeMetricFamily(
+        "ironcd_github_limit", "Requests that GitHub allows from one reset to the next", labels=by
     )
+    skew = GaugeMetricFamily(
+        "ironcd_github_clock_skew_seconds",
+        "How far GitHub's clock is ahead of ours (negative: behind), as far as the network can't explain it",
+    )
+    families = {"github_remaining": left, "github_limit": whole}
     for key, value in counters.items():
         name, labels = parse(key)
-        if name == "github_remaining":
-            family.add_metric([labels.get("installation", ""), labels.get("resource", "")], value)
-    yield family
+        if name in families:
+            families[name].add_metric([labels.get(label, "") for label in by], value)
+        elif name == "github_clock_skew":
+            skew.add_metric([], value)
+    yield from (left, whole, skew)
 
 
 def _queues(lengths: dict[str, int]) -> Iterator[Metric]:

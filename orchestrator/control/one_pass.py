@@ -62,6 +62,8 @@ class Means(msgspec.Struct, frozen=True):
     urgent: GitHub
     """`github`, for what nothing goes on without."""
     governor: Governor
+    strays: set[str]
+    """Machines that nobody has a use for, as of the last pass: each is counted once."""
 
 
 class Pass:
@@ -195,6 +197,17 @@ class Pass:
                 continue
             if taken is None:
                 self._unwanted.setdefault(host, set()).add(seen.id)
+        self._count_strays()
+
+    def _count_strays(self) -> None:
+        unwanted = {runner_id for found in self._unwanted.values() for runner_id in found}
+        fresh = unwanted - self.means.strays
+        if fresh:
+            log.warning("strays_found", runners=sorted(fresh))
+            self.world.count("strays", len(fresh))
+        if not self._silent:
+            self.means.strays.clear()
+        self.means.strays.update(unwanted)
 
     # What is done about it
 

@@ -63,7 +63,7 @@ class Reconciler:
             store, github, installations, every_s=settings.pace.search_s, share=governor.share
         )
         self._means = Means(
-            store, github, settings, book, installations, seal, archive, make_id, search, urgent, governor
+            store, github, settings, book, installations, seal, archive, make_id, search, urgent, governor, set()
         )
         self._redelivery = Redelivery(store, github)
         self._swept = float("-inf")

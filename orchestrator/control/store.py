@@ -266,7 +266,7 @@ class Store:
             inbox, dead = await self._ask(pipe.execute())
         return {"inbox": inbox, "dead": dead}
 
-    async def add_counts(self, counts: dict[str, int], values: dict[str, int]) -> None:
+    async def add_counts(self, counts: dict[str, int], values: dict[str, float]) -> None:
         """Add ``counts`` to the counters, and set ``values`` there."""
         async with self.client.pipeline(transaction=False) as pipe:
             for counter, by in counts.items():

@@ -25,6 +25,7 @@ from orchestrator.control import work
 from orchestrator.control.blocked import BlockedOf, BlockedReporter
 from orchestrator.control.github_governed import GovernedGitHub
 from orchestrator.control.github_kit import KitGitHub
+from orchestrator.control.github_transport import Gauge
 from orchestrator.control.governor import Governor
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.sealed import Seal
@@ -161,11 +162,7 @@ class Worker:
         counts[f"looks{{result={result}}}"] = 1
         held, self._governor.held = self._governor.held, type(self._governor.held)()
         counts |= {f"github_held{{kind={kind},why={why}}}": n for (kind, why), n in held.items()}
-        limits = {
-            f"github_remaining{{installation={installation or 'app'},resource={name}}}": seen.remaining
-            for (installation, name), seen in gauge.limits.items()
-        }
-        await self._store.add_counts(counts, limits)
+        await self._store.add_counts(counts, what_github_told(gauge, time.time()))
 
 
 class _QuietWorker(SimpleWorker):
@@ -178,6 +175,18 @@ class _QuietWorker(SimpleWorker):
     def request_stop(self, signum: Any, frame: Any) -> None:
         self.stopped = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
+
+def what_github_told(gauge: Gauge, now: float) -> dict[str, float]:
+    """Its limits, by the counters' names, as they stand at ``now``, and how far its clock is ahead of ours."""
+    values: dict[str, float] = {}
+    for (installation, name), seen in gauge.limits.items():
+        by = f"{{installation={installation or 'app'},resource={name}}}"
+        values[f"github_remaining{by}"] = seen.remaining if seen.reset_at > now else seen.limit
+        values[f"github_limit{by}"] = seen.limit
+    if gauge.skew is not None:
+        values["github_clock_skew"] = round(gauge.skew, 3)
+    return values
 
 
 def read_key(path: str) -> str:

@@ -38,6 +38,7 @@ from orchestrator.core.runner import (
     Runner,
     RunnerExited,
     RunnerListened,
+    Ticked,
     VmFailed,
     VmProvedGone,
     Withdrawn,
@@ -47,6 +48,8 @@ ON_ITS_WAY: frozenset[Phase] = frozenset({"WANTED", "BOOTING", "READY"})
 LIVE: frozenset[Phase] = frozenset({"BOOTING", "READY", "RUNNING"})
 NO_FAILURE = frozenset({"surplus", "job_completed", "wanted_too_long"})
 """Reasons to end that say nothing against the host or the job."""
+TOO_LATE = "boot-timeout"
+"""A host's code for a deadline that it kept by itself, before we noticed."""
 
 log = structlog.get_logger()
 
@@ -132,6 +135,8 @@ class World:
         after = step.runner
         if after == before:
             return False
+        if isinstance(event, Ticked) or (isinstance(event, VmFailed) and event.reason == TOO_LATE):
+            self.count(f"deadlines_missed{{phase={before.phase}}}")
         record = msgspec.structs.replace(record, life=after, tries=0, not_before=0.0, waiting="")
         what, detail = _said(event, after)
         if what:

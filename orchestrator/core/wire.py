@@ -132,6 +132,8 @@ class Image(msgspec.Struct, frozen=True, omit_defaults=True):
     runner_version: str
     presets: dict[str, tuple[str, ...]] = {}
     """Preset name (``apt``, ``node``, ``pypi``) to host names."""
+    created: float = 0.0
+    """When it was built; 0 where that isn't known."""
 
 
 class ObservedTemplate(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -200,6 +202,14 @@ class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     templates: tuple[ObservedTemplate, ...] = ()
     warm: tuple[ObservedWarm, ...] = ()
+    took_s: float = 0.0
+    """How long the report before this one took to be answered; 0 where it isn't known."""
+    unshipped: int = 0
+    """Lines of its ledger that are on its disk and that the control plane hasn't acknowledged."""
+    unshipped_s: float = 0.0
+    """For how long there have been such lines without a break."""
+    swept: dict[str, int] = {}
+    """What its agent found that belonged to no runner, and removed, since it started: ``runner`` or ``link`` to how often."""
 
 
 class LedgerBatch(msgspec.Struct, frozen=True):

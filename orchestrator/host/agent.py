@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -31,6 +32,7 @@ from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import find_image, list_images
 from orchestrator.host.parts import Parts, Runner, without_secret
 from orchestrator.host.record import Record
+from orchestrator.host.ship import Lag
 from orchestrator.host.steps import bound_order, carry_out, fail
 from orchestrator.host.watch import Watch, wall_broken
 from orchestrator.system.files import write_atomic
@@ -72,6 +74,9 @@ class Agent:
         """Of its own: however slowly VMs are torn down, the next ones start."""
         self._capacity = Capacity(0, 0, 0)
         self._erase_problem: Failure | None = None
+        self._cleared = {"runner": 0, "link": 0}
+        self.lag: Callable[[], Lag] = Lag
+        """How far the ledger's shipping is behind."""
         parts.changed = self.changed
 
     # --- what comes in
@@ -197,6 +202,8 @@ class Agent:
         with self._lock:
             runners = [runner.record.observed() for runner in self._runners.values()]
             problems = tuple(self._problems.values())
+            swept = dict(self._cleared)
+        lag = self.lag()
         return Observed(
             host=parts.settings.name,
             boot=boot_id(),
@@ -208,6 +215,9 @@ class Agent:
             images=list_images(parts.paths.images),
             problems=problems + self._standing_problems(),
             version=self.version,
+            unshipped=lag.lines,
+            unshipped_s=round(lag.seconds, 1),
+            swept=swept,
         )
 
     def problem(self, failure: Failure) -> None:
@@ -387,10 +397,13 @@ class Agent:
                 with self._lock:
                     runner = self._runners.setdefault(ulid, Runner(Record(id=ulid, machine=MachineClass("unknown"))))
                     self._submit(runner, None, Step("end", "it belonged to no runner"))
+                    self._cleared["runner"] += 1
         for tap, since in self._orphan_taps.items():
             if now - since >= ORPHAN_S:
                 with contextlib.suppress(IronCDError):
                     sweep.clear_tap(self.parts, tap)
+                    with self._lock:
+                        self._cleared["link"] += 1
 
     def _load_desired(self) -> None:
         try:

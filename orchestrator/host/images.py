@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,8 @@ class Manifest(msgspec.Struct, frozen=True):
     runner_version: str
     presets: dict[str, tuple[str, ...]] = {}
     cmdline: str = DEFAULT_CMDLINE
+    created: str = ""
+    """ISO 8601"""
 
 
 class LocalImage(msgspec.Struct, frozen=True):
@@ -38,7 +41,7 @@ class LocalImage(msgspec.Struct, frozen=True):
 
     def as_wire(self, name: str) -> Image:
         found = self.manifest
-        return Image(name=name, digest=found.digest, runner_version=found.runner_version, presets=found.presets)
+        return Image(name, found.digest, found.runner_version, found.presets, created=_seconds(found.created))
 
 
 def find_image(folder: Path, name: str) -> LocalImage:
@@ -76,6 +79,14 @@ def list_images(folder: Path) -> tuple[Image, ...]:
         except HostError as error:
             log.warning("image_left_out", image=link.name, error=error.message)
     return tuple(found)
+
+
+def _seconds(iso: str) -> float:
+    try:
+        moment = datetime.fromisoformat(iso)
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def virtual_size(disk: Path) -> int:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from orchestrator.core.errors import HostError
@@ -159,14 +160,15 @@ class Service:
 
     def _tell(self) -> None:
         control = HttpControl(self.settings)
-        patience = 0.0
+        patience = took = 0.0
         while not self.stopping.is_set():
             self.agent.dirty.wait(TELL_S)
             self.stopping.wait(_COALESCE_S)  # marks come in bursts
             self.agent.dirty.clear()
             try:
-                control.observed(self.agent.observe())
-                patience = 0.0
+                seen, began = msgspec.structs.replace(self.agent.observe(), took_s=took), time.monotonic()
+                control.observed(seen)
+                patience, took = 0.0, time.monotonic() - began
             except HostError as error:
                 patience = self._back_off(error, patience)
                 self.agent.dirty.set()
@@ -174,6 +176,7 @@ class Service:
     def _ship(self) -> None:
         control = HttpControl(self.settings)
         shipper = Shipper(self.settings.name, self.agent.parts.paths, control)
+        self.agent.lag = shipper.lag
         patience = 0.0
         while not self.stopping.is_set():
             try:

@@ -7,6 +7,8 @@ and the size of the newest checkpoint that it keeps.  A control plane that answe
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,14 +38,24 @@ class Shipped(msgspec.Struct, frozen=True):
     """Number of the last line that was sent."""
 
 
+class Lag(msgspec.Struct, frozen=True):
+    """Lines that the control plane doesn't have, and for how many seconds there have been some without a break."""
+
+    lines: int = 0
+    seconds: float = 0.0
+
+
 class _Checkpoint(msgspec.Struct):
     size: int
     note: str
 
 
 class Shipper:
-    def __init__(self, host: str, paths: HostPaths, control: Control) -> None:
+    def __init__(
+        self, host: str, paths: HostPaths, control: Control, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._host = host
+        self._clock = clock
         self._control = control
         self._reader = LedgerReader(paths.ledger)
         self._folder = paths.ledger
@@ -53,6 +65,7 @@ class Shipper:
         self._at = _read(self._file)
         self._takes_checkpoints = True
         self._looked_at = 0.0
+        self._level_at = clock()
 
     def ship(self) -> int:
         """Send one batch; how many lines and checkpoints it had.  Raises HostError where the control plane can't take it."""
@@ -64,6 +77,7 @@ class Shipper:
         notes, reach = self._notes() if self._takes_checkpoints else ([], self._at)
         if not lines and not notes:
             self._note(reach)
+            self._level_at = self._clock()
             return 0
         first = seq_of(lines[0].encode()) if lines else self._at.next_seq
         ack = self._control.ledger(
@@ -71,7 +85,14 @@ class Shipper:
         )
         sent = seq_of(lines[-1].encode()) if lines else self._at.sent
         self._note(msgspec.structs.replace(self._after(ack, reach), sent=sent))
+        if ack.next_seq > sent and len(lines) < BATCH:
+            self._level_at = self._clock()
         return len(lines) + len(notes)
+
+    def lag(self) -> Lag:
+        """How far the control plane is behind, also while shipping fails.  Any thread may ask."""
+        lines = max(0, self._reader.last_seq() - self._at.next_seq + 1)
+        return Lag(lines, max(0.0, self._clock() - self._level_at) if lines else 0.0)
 
     def let_go(self, days: int, now: float) -> int:
         """Delete day files that are older than ``days`` and whose lines and checkpoints the control plane has; how many.

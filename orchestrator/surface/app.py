@@ -85,7 +85,7 @@ def create_app(settings: ControlSettings) -> FastAPI:
     app.include_router(hosts_api.router(hosts))
     app.include_router(admin_api.router(admin_api.AdminApi(store, hosts=tokens.hosts), admin))
     app.include_router(audit.router(ledger, host=tokens, admin=admin))
-    app.include_router(metrics.router(store))
+    app.include_router(metrics.router(store, hosts=tokens.hosts))
     app.include_router(_health(store))
     return app
 

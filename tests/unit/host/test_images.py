@@ -69,3 +69,13 @@ def test_another_kind_of_disk_is_refused(tmp_path):
 
 def test_no_folder_has_no_images(tmp_path):
     assert list_images(tmp_path / "nothing") == ()
+
+
+@pytest.mark.parametrize(
+    ("created", "seconds"),
+    [("2023-11-14T22:13:20+00:00", 1_700_000_000.0), ("2023-11-14T22:13:20", 1_700_000_000.0), ("soon", 0.0)],
+)
+def test_when_an_image_was_built(tmp_path, created, seconds):
+    _image(tmp_path, created=created)
+    (listed,) = list_images(tmp_path)
+    assert listed.created == seconds

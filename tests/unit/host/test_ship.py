@@ -8,7 +8,7 @@ from orchestrator.core.errors import HostError
 from orchestrator.core.settings import HostSettings
 from orchestrator.core.wire import LedgerAck
 from orchestrator.host.paths import host_paths, make_folders
-from orchestrator.host.ship import BATCH, Shipper
+from orchestrator.host.ship import BATCH, Lag, Shipper
 
 
 class Control:
@@ -244,3 +244,35 @@ def test_the_days_before_today_stay_whatever_is_configured(paths):
     shipper = _shipped(paths, Keeping())
     shipper.let_go(1, NOW)
     assert _days(paths) == ["2026-04-09", "2026-04-11"]
+
+
+def test_how_far_the_control_plane_is_behind(paths):
+    now = [100.0]
+    control = Control()
+    shipper = Shipper("h", paths, control, clock=lambda: now[0])
+    assert shipper.lag() == Lag(0, 0.0)
+    _write(paths, "2026-01-01", 1, 10)
+    control.away = True
+    now[0] += 30
+    with pytest.raises(HostError):
+        shipper.ship()
+    assert shipper.lag() == Lag(10, 30.0)
+    control.away = False
+    shipper.ship()
+    now[0] += 5
+    assert shipper.lag() == Lag(0, 0.0)
+    _write(paths, "2026-01-01", 1, 12)
+    assert shipper.lag() == Lag(2, 5.0)
+
+
+def test_a_control_plane_that_wants_old_lines_again_is_behind(paths):
+    now = [0.0]
+    _write(paths, "2026-01-01", 1, 10)
+    control = Control()
+    shipper = Shipper("h", paths, control, clock=lambda: now[0])
+    _all(shipper)
+    control.forget(4)
+    _write(paths, "2026-01-02", 11, 1)
+    now[0] = 60.0
+    shipper.ship()
+    assert shipper.lag() == Lag(8, 60.0)

@@ -1,0 +1,26 @@
+"""Two clocks compared over a network: only what the way between them can't explain counts as skew.
+
+A stamp that was on its way for an unknown time gives a range, not a number.  Where the range holds zero, the clocks may
+well agree, and nothing is said against them.
+"""
+
+from __future__ import annotations
+
+
+def skew_of_sender(stamp: float, received: float, way_s: float) -> float:
+    """By how many seconds the sender's clock is ahead of ours, at least; negative: behind, at least; 0: it may be right.
+
+    ``stamp``: by its clock as it sent; ``received``: by ours as it came; ``way_s``: the longest that it can have taken.
+    """
+    return _nearest_to_zero(stamp - received, stamp - received + max(0.0, way_s))
+
+
+def skew_of_answerer(stamp: float, asked: float, answered: float, *, resolution_s: float = 1.0) -> float:
+    """The same for who answered us between ``asked`` and ``answered``, with a stamp cut to ``resolution_s``."""
+    return _nearest_to_zero(stamp - answered, stamp + resolution_s - asked)
+
+
+def _nearest_to_zero(low: float, high: float) -> float:
+    if low <= 0.0 <= high:
+        return 0.0
+    return low if low > 0.0 else high
