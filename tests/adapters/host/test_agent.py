@@ -649,6 +649,7 @@ def test_what_a_crash_left_behind_is_found_by_name_and_nothing_else_is_touched(h
     assert host.hypervisor.state("ironcd-notaulid") == "running"
     assert all(path.read_bytes() == b"precious" for path in kept)
     assert "tap0" in host.wires.taps
+    assert host.agent.observe().swept == {"runner": 1, "link": 1}
 
 
 def test_libvirt_away_is_a_problem_and_no_reason_to_end_anything(host):
