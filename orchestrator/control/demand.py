@@ -7,13 +7,14 @@ and one too many is given back.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from orchestrator.control.ingest import class_of
 from orchestrator.control.observe import host_views
 from orchestrator.control.records import JobRecord, RunnerRecord
+from orchestrator.control.warm import Ids, Waiting, place_near
 from orchestrator.control.world import ON_ITS_WAY, World, runner_labels
 from orchestrator.core.placement import Placed as PlacedOn
 from orchestrator.core.placement import place
@@ -25,16 +26,20 @@ SURPLUS = "surplus"
 NO_JOB = "its runner was ready, and GitHub gave it no job: does the runner group allow this repository?"
 
 
-def meet_demand(world: World, make_id: Callable[[], str]) -> None:
-    """Want runners for jobs that have none on its way, withdraw those too many, and find hosts."""
+def meet_demand(world: World, make_id: Callable[[], str], machines: Iterable[Waiting] = ()) -> None:
+    """Want runners for jobs that have none on its way, withdraw those too many, and find hosts.
+
+    ``machines`` wait on hosts: a new runner is one of them where one fits.
+    """
+    ids = Ids(world, machines, make_id)
     jobs, runners = _waiting(world), _on_their_way(world)
     for group in jobs.keys() | runners.keys():
         waiting, coming = jobs.get(group, []), runners.get(group, [])
         free = [record for record in coming if not record.life.fencing]
         for record in _youngest_first(free)[: max(0, len(coming) - len(waiting))]:
             world.happen(record.id, Withdrawn(SURPLUS))
-        _want(world, waiting, coming, make_id)
-    _place(world)
+        _want(world, waiting, coming, ids)
+    _place(world, ids.taken)
     _give_reasons(world, jobs)
 
 
@@ -62,7 +67,7 @@ def _youngest_first(runners: list[RunnerRecord]) -> list[RunnerRecord]:
     return sorted(runners, key=lambda r: (r.life.phase != "WANTED", r.life.phase == "READY", -r.life.created_at, r.id))
 
 
-def _want(world: World, waiting: list[JobRecord], coming: list[RunnerRecord], make_id: Callable[[], str]) -> None:
+def _want(world: World, waiting: list[JobRecord], coming: list[RunnerRecord], ids: Ids) -> None:
     meant = {record.life.meant_for for record in coming}
     short = len(waiting) - len(coming)
     for record in waiting:
@@ -77,7 +82,7 @@ def _want(world: World, waiting: list[JobRecord], coming: list[RunnerRecord], ma
         if record.job.replacements > len(world.settings.pace.replace_s):
             _give_up(world, record)
             continue
-        world.want(make_id(), record.job, machine)
+        world.want(ids.next(machine, _failed_on(world, record.job.id)), record.job, machine)
 
 
 def _give_up(world: World, record: JobRecord) -> None:
@@ -89,12 +94,15 @@ def _give_up(world: World, record: JobRecord) -> None:
     world.tell_job(record.job.id, "given_up", reason)
 
 
-def _place(world: World) -> None:
+def _place(world: World, warm: Mapping[str, str]) -> None:
+    """``warm``: the runners that are machines which wait already, and on which host each does."""
     homeless = [r for r in world.runners.values() if r.life.phase == "WANTED" and not r.life.host]
     views = {view.name: view for view in host_views(world)} if homeless else {}
     for record in sorted(homeless, key=lambda record: (record.life.created_at, record.id)):
         machine = record.life.machine
-        found = place(machine, list(views.values()), avoid=_failed_on(world, record))
+        avoid = _failed_on(world, record.life.meant_for)
+        near = place_near(machine, views, warm.get(record.id), avoid)
+        found = PlacedOn(near) if near else place(machine, list(views.values()), avoid=avoid)
         if isinstance(found, PlacedOn):
             world.happen(record.id, Placed(found.host))
             view = views[found.host]
@@ -103,8 +111,8 @@ def _place(world: World) -> None:
             world.change_runner(record.id, waiting=found.reason)
 
 
-def _failed_on(world: World, record: RunnerRecord) -> set[str]:
-    job = world.jobs.get(record.life.meant_for)
+def _failed_on(world: World, job_id: int) -> set[str]:
+    job = world.jobs.get(job_id)
     if job is None:
         return set()
     return {m.detail.partition(":")[0] for m in job.job.story if m.what == "runner_failed"} - {"no host"}

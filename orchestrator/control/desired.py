@@ -30,7 +30,7 @@ async def desired_of(
         if wished is not None:
             runners.append(wished)
     runners += [_unwanted(world, runner_id) for runner_id in sorted(strays)]
-    classes = tuple(machine for _, machine in sorted(world.settings.classes.items()))
+    classes = _classes(world, host)
     digest = hashlib.sha256(msgspec.json.encode([runners, classes])).hexdigest()
     known = world.sums.get(host)
     if known is not None and known.digest == digest:
@@ -38,6 +38,12 @@ async def desired_of(
     generation = max(known.generation + 1 if known is not None else 0, int(world.now))
     world.sums[host] = Sum(generation, digest)
     return Desired(host, generation, tuple(runners), classes), digest
+
+
+def _classes(world: World, host: str) -> tuple[MachineClass, ...]:
+    """A cordoned host keeps its templates and has no machine waiting."""
+    classes = (machine for _, machine in sorted(world.settings.classes.items()))
+    return tuple(msgspec.structs.replace(one, warm=0) if host in world.cordoned else one for one in classes)
 
 
 async def _wished(world: World, record: RunnerRecord, policy_of: PolicyOf) -> DesiredRunner | None:

@@ -38,6 +38,7 @@ from orchestrator.control.sealed import Seal
 from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
+from orchestrator.control.warm import Waiting, waiting
 from orchestrator.control.world import World
 from orchestrator.core.errors import StoreError
 from orchestrator.core.job import Job
@@ -97,7 +98,7 @@ class Pass:
             await self._all(self.means.search.ask(self.world, *repo) for repo in await self._to_search())
         settle(self.world)
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
-        meet_demand(self.world, self.means.make_id)
+        meet_demand(self.world, self.means.make_id, await self._warm())
         self.orders.announce()
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
@@ -228,6 +229,14 @@ class Pass:
         async with asyncio.TaskGroup() as tasks:
             for call in calls:
                 tasks.create_task(one(call))
+
+    async def _warm(self) -> list[Waiting]:
+        """The machines that wait on hosts and never were a runner."""
+        machines = waiting(self.world)
+        if not machines:
+            return []
+        gone = await self.means.store.gone_runners([machine.id for machine in machines])
+        return [machine for machine in machines if machine.id not in gone]
 
     async def _write(self) -> None:
         """Record all that has changed, in one write."""
