@@ -35,7 +35,7 @@ FEW, MANY = 10, 2_000
 PACKETS = 30_000
 BURST = 20_000
 UNBOUNDED = Limits(1_000_000, 1_000_000, 1_000_000, 1_000_000)
-PORTS = Listeners(10443, 10022, 10053, 5)
+PORTS = Listeners(10443, 10022, 10053, 5, 6)
 
 ADD = {count: Figure(f"wall_add_vm_beside_{count}", "ms") for count in PRESENT}
 REMOVE = {count: Figure(f"wall_remove_vm_beside_{count}", "ms") for count in PRESENT}

@@ -29,7 +29,8 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Per VM: open connections, hellos not yet whole, new connections a second, names under one wildcard.
+    """Per VM: open connections, hellos not yet whole, new connections a second, names under one wildcard, ICMP echoes a
+    second (of a sandbox; nothing else of ICMP passes).
 
     ``bytes_up_per_host`` blocks nothing: past it the record has an ``alert``, since what is uploaded to an allowed place
     can't be read.
@@ -41,6 +42,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events_per_second: int = 100
     names_per_wildcard: int = 32
     bytes_up_per_host: int = 256 << 20
+    echoes_per_second: int = 5
 
 
 class GatewayRequest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,7 +3,8 @@
 The order of a decision, first match wins:
 
 1. the floor (`orchestrator.core.floor`): blocked, in every mode;
-2. a protocol that no rule can allow (plain HTTP, QUIC, DNS elsewhere): blocked, in every mode;
+2. a protocol that no rule can allow (plain HTTP, QUIC, DNS elsewhere; ICMP, but for the profile *sandbox*): blocked, in
+   every mode;
 3. a connection with no name, to an address that no ``cidr`` rule allows: blocked, in every mode;
 4. a ``deny`` rule: blocked, in every mode (a denied range holds for the address that a name resolves to as well);
 5. an ``allow`` rule: allowed;
@@ -12,6 +13,9 @@ The order of a decision, first match wins:
 ``*.x`` is exactly one label below x, ``**.x`` one or more, and neither is x itself.  Names are compared label by label
 in lower-case ASCII; a name in any other form never gets here (`orchestrator.egress.hello`, the resolver).  A lookup costs
 one dictionary access per label and one per prefix length in use, however many rules there are.
+
+An ICMP echo has no port.  In the profile *sandbox* it may go where a ``host`` or ``cidr`` rule lets anything go, whatever
+the rule's ports; a ``deny`` of any port there blocks it; ``warn`` lets no more of them pass than ``enforce`` does.
 """
 
 from __future__ import annotations
@@ -137,10 +141,11 @@ class _Ranges:
         slot.setdefault(int(net.network_address), []).append(rule)
         self.by_length = dict(sorted(self.by_length.items(), reverse=True))
 
-    def find(self, address: int, port: int) -> Rule | None:
+    def find(self, address: int, port: int | None) -> Rule | None:
+        """The narrowest rule about ``address`` and ``port``; about any port where that is None."""
         for length, slot in self.by_length.items():
             for rule in slot.get(address >> (32 - length) << (32 - length), ()):
-                if port in rule.ports or not rule.ports:
+                if port is None or port in rule.ports or not rule.ports:
                     return rule
         return None
 
@@ -166,7 +171,7 @@ class CompiledPolicy:
     def host_rule(self, action: Action, name: str) -> Rule | None:
         return self._hosts[action].find(name)
 
-    def range_rule(self, action: Action, address: str, port: int) -> Rule | None:
+    def range_rule(self, action: Action, address: str, port: int | None) -> Rule | None:
         return self._ranges[action].find(_number(address), port)
 
     def cidr_ports(self) -> Iterable[tuple[str, int]]:
@@ -193,14 +198,19 @@ def decide(policy: CompiledPolicy, flow: Flow, *, own: Iterable[str] = ()) -> De
             return _by_name(policy, flow.name, flow.port)
         case "tls" | "tcp" if flow.address is not None:
             return _by_range(policy, flow, flow.address)
+        case "icmp" if policy.policy.profile == "sandbox":
+            return _echo(policy, flow)
         case _:
             return Decision("blocked", f"protocol_{flow.protocol}")
 
 
-def judge_address(policy: CompiledPolicy, address: str, *, own: Iterable[str] = (), port: int = HTTPS[0]) -> str | None:
+def judge_address(
+    policy: CompiledPolicy, address: str, *, own: Iterable[str] = (), port: int | None = HTTPS[0]
+) -> str | None:
     """Why an address that an allowed name resolved to must not be dialled; None where it may be.
 
-    ``floor_...`` for the floor, ``denied_range`` for a range that a ``deny`` rule names.
+    ``floor_...`` for the floor, ``denied_range`` for a range that a ``deny`` rule names (with any port where ``port`` is
+    None).
     """
     why = floor_verdict(address, own=own, private=policy.private)
     if why is not None:
@@ -249,6 +259,22 @@ def _by_range(policy: CompiledPolicy, flow: Flow, address: str) -> Decision:
     if rule is not None:
         return _allowed(rule)
     return Decision("blocked", "missing_sni" if flow.protocol == "tls" else "not_allowed")
+
+
+def _echo(policy: CompiledPolicy, flow: Flow) -> Decision:
+    if flow.name is not None:
+        denied, rule = policy.host_rule("deny", flow.name), policy.host_rule("allow", flow.name)
+    elif flow.address is None or not is_dialled(flow.address):
+        return Decision("blocked", "unknown_name")
+    else:
+        try:
+            denied = policy.range_rule("deny", flow.address, None)
+            rule = policy.range_rule("allow", flow.address, None)
+        except ValueError:
+            return Decision("blocked", "malformed_address")
+    if denied is not None:
+        return Decision("blocked", "denied", denied.id)
+    return Decision("blocked", "not_allowed") if rule is None else _allowed(rule)
 
 
 def _allowed(rule: Rule) -> Decision:

@@ -49,6 +49,8 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The resolver's port, inside `netns`."""
     nflog_group: int = 5
     """The kernel's log group that drops are read from."""
+    echo_group: int = 6
+    """The kernel's log group that sandboxes' ICMP echoes are read from; the gateway sends its own in their place."""
     hello_timeout_s: float = 10.0
     """How long a client may take to send a whole ClientHello, in seconds."""
     idle_timeout_s: float = 3600.0

@@ -160,10 +160,10 @@ class FakeWall:
         self._maybe_fail()
         self.meant[vm.tap] = self.vms[vm.tap] = vm
 
-    def set_ranges(self, tap: str, ranges: tuple[tuple[str, int], ...]) -> None:
+    def change(self, vm: VmRules) -> None:
         self._maybe_fail()
-        vm = self.meant[tap]
-        self.meant[tap] = self.vms[tap] = VmRules(vm.tap, vm.guest_ip, vm.gateway_ip, vm.limits, ranges)
+        new = msgspec.structs.replace(self.meant[vm.tap], ranges=vm.ranges, echo=vm.echo)
+        self.meant[vm.tap] = self.vms[vm.tap] = new
 
     def remove(self, tap: str) -> None:
         self._maybe_fail()

@@ -104,7 +104,8 @@ def link_of(want: DesiredRunner, slot: Slot, *, limits: Limits | None = None) ->
 def rules_of(link: Link) -> VmRules:
     """What the packet filter holds for ``link``."""
     ranges = tuple(compile_policy(link.policy).cidr_ports())
-    return VmRules(link.tap, link.guest_ip, link.gateway_ip, link.limits, ranges)
+    sandbox = link.policy.profile == "sandbox"
+    return VmRules(link.tap, link.guest_ip, link.gateway_ip, link.limits, ranges, echo=sandbox)
 
 
 def without_secret(want: DesiredRunner) -> DesiredRunner:

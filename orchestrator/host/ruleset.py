@@ -3,11 +3,12 @@
 Three layers, each of which drops what it doesn't know:
 
 1. ``netdev ironcd_l2``, one ingress chain per tap, before anything else sees a frame: only the VM's own MAC and address,
-   only IPv4 TCP and UDP without IP options, and ARP for our end of the link.
+   only IPv4 TCP and UDP without IP options, and ARP for our end of the link.  A sandbox's ICMP echo requests, too.
 2. ``inet ironcd``: TLS, DNS and the ranges that a policy names are redirected to the gateway's listeners; then, still
    before routing, a verdict map sends each tap to its VM's own chain, and an interface that isn't in the map is dropped.
    The VM's chain lets redirected flows in, within its limits, and refuses everything else at once (a job that tries
-   QUIC or port 80 should fail in a millisecond, not in two minutes), each kind logged under its own prefix.
+   QUIC or port 80 should fail in a millisecond, not in two minutes), each kind logged under its own prefix.  An ICMP echo
+   ends here as well: it is handed to the gateway as a log message, which sends an echo of its own (ADR 12).
 3. ``input``, ``forward`` and ``output`` chains that drop by default: they hold if the second layer had a hole.
 
 The dispatch stands in prerouting and not in input: with ``ip_forward=0`` a packet for an outside address would be
@@ -36,6 +37,7 @@ ALL_TAPS = "ic*"
 _HANDLED_PORTS = frozenset({53, 443})
 _LOG_SNAPLEN = 128
 _UDP_FLOWS = 4096
+_ECHO_SNAPLEN = 1500
 _ARP_PER_SECOND = 20
 _SHARED = (("map", "vms"), ("set", "ranges"))
 
@@ -43,22 +45,27 @@ Json = dict[str, Any]
 
 
 class Listeners(msgspec.Struct, frozen=True):
-    """The ports of the gateway in the VMs' namespace, and the NFLOG group that it reads."""
+    """The ports of the gateway in the VMs' namespace, and the NFLOG groups that it reads: of drops, and of echoes."""
 
     tls: int
     tcp: int
     dns: int
     nflog_group: int
+    echo_group: int
 
 
 class VmRules(msgspec.Struct, frozen=True):
-    """What is particular to one VM.  ``ranges`` are (CIDR, TCP port) pairs whose flows the gateway gets to judge."""
+    """What is particular to one VM.  ``ranges`` are (CIDR, TCP port) pairs whose flows the gateway gets to judge.
+
+    ``echo``: its ICMP echo requests get as far as the gateway.
+    """
 
     tap: str
     guest_ip: str
     gateway_ip: str
     limits: Limits
     ranges: tuple[tuple[str, int], ...] = ()
+    echo: bool = False
 
     @property
     def chain(self) -> str:
@@ -109,7 +116,7 @@ def vm_objects(vm: VmRules, ports: Listeners) -> list[Json]:
             }
         },
         {"chain": {"family": "inet", "table": INET, "name": vm.chain}},
-        *_l2_rules(vm),
+        *l2_rules(vm, ports),
         *_vm_rules(vm, ports),
     ]
 
@@ -198,12 +205,17 @@ def _ports(protocol: str, *ports: int) -> Json:
     return _match(_field(protocol, "dport"), ports[0] if len(ports) == 1 else {"set": sorted(ports)})
 
 
+def _log(tap: str, why: str, group: int, snaplen: int = _LOG_SNAPLEN) -> Json:
+    return {"log": {"prefix": f"{tap} {why} ", "group": group, "snaplen": snaplen, "queue-threshold": 1}}
+
+
 _DROP: Json = {"drop": None}
 _ACCEPT: Json = {"accept": None}
 _RESET: Json = {"reject": {"type": "tcp reset"}}
 _REFUSE: Json = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
 _TCP = _match(_meta("l4proto"), "tcp")
 _FROM_VM = _match(_meta("iifname"), ALL_TAPS)
+_ECHO = _match(_field("icmp", "type"), "echo-request")
 
 
 def _base_rules(ports: Listeners) -> list[Json]:
@@ -224,14 +236,19 @@ def _base_rules(ports: Listeners) -> list[Json]:
         rule("input", "rest", _count()),
         rule("forward", "rest", _count()),
         rule("output", "answers", _match(_meta("oifname"), ALL_TAPS), _ct("state", ["established", "related"]), _ACCEPT),
+        rule("output", "echoes", _match(_meta("oifname"), ALL_TAPS), _match(_field("icmp", "type"), "echo-reply"), _ACCEPT),
         rule("output", "rest", _count()),
     ]  # fmt: skip
 
 
-def _l2_rules(vm: VmRules) -> list[Json]:
+def l2_rules(vm: VmRules, ports: Listeners) -> list[Json]:
+    """The rules of the VM's first layer, in order."""
+
     def rule(comment: str, *expr: Json) -> Json:
         return _rule("netdev", L2, vm.l2_chain, comment, *expr)
 
+    events = vm.limits.events_per_second
+    icmp = _match(_field("ip", "protocol"), "icmp")
     return [
         rule("mac", _match(_field("ether", "saddr"), GUEST_MAC, "!="), _count(), _DROP),
         rule(
@@ -246,6 +263,8 @@ def _l2_rules(vm: VmRules) -> list[Json]:
         rule("address", _match(_field("ip", "saddr"), vm.guest_ip, "!="), _count(), _DROP),
         rule("options", _match(_field("ip", "hdrlength"), 5, "!="), _count(), _DROP),
         rule("pass", _match(_field("ip", "protocol"), {"set": ["tcp", "udp"]}), _ACCEPT),
+        *([rule("echo", _ECHO, _ACCEPT)] if vm.echo else []),
+        rule("icmp", icmp, _count(), _limit(events, events), _log(vm.tap, "icmp", ports.nflog_group)),
         rule("rest", _count()),
     ]
 
@@ -255,22 +274,16 @@ def _vm_rules(vm: VmRules, ports: Listeners) -> list[Json]:
         return _rule("inet", INET, vm.chain, comment, *expr)
 
     def refuse(why: str, *match: Json) -> list[Json]:
-        log = {
-            "log": {
-                "prefix": f"{vm.tap} {why} ",
-                "group": ports.nflog_group,
-                "snaplen": _LOG_SNAPLEN,
-                "queue-threshold": 1,
-            }
-        }
         events = vm.limits.events_per_second
-        return [rule(why, *match, _count(), _limit(events, events), log)]
+        return [rule(why, *match, _count(), _limit(events, events), _log(vm.tap, why, ports.nflog_group))]
 
+    echoes = _limit(vm.limits.echoes_per_second, 2 * vm.limits.echoes_per_second)
     redirected = _ct("status", "dnat")
     per_second = _limit(vm.limits.new_per_second, vm.limits.new_per_second)
     return [
         rule("established", _ct("state", "established"), _ACCEPT),
         rule("invalid", _ct("state", "invalid"), _count(), _DROP),
+        rule("echo", _ECHO, echoes, _log(vm.tap, "echo", ports.echo_group, _ECHO_SNAPLEN), _DROP),
         rule("tcp-in", redirected, _ports("tcp", ports.tls, ports.tcp, ports.dns), per_second,
              {"ct count": {"val": vm.limits.connections}}, _ACCEPT),
         rule("udp-in", redirected, _ports("udp", ports.dns), per_second, {"ct count": {"val": _UDP_FLOWS}}, _ACCEPT),

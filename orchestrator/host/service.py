@@ -51,7 +51,9 @@ class Service:
         paths = host_paths(settings)
         make_folders(paths)
         self._thread = make_namespace(settings.netns)
-        ports = Listeners(settings.tls_port, settings.tcp_port, settings.dns_port, settings.nflog_group)
+        ports = Listeners(
+            settings.tls_port, settings.tcp_port, settings.dns_port, settings.nflog_group, settings.echo_group
+        )
         parts = Parts(
             settings=settings,
             paths=paths,

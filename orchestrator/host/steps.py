@@ -117,7 +117,7 @@ def _apply(parts: Parts, runner: Runner, want: DesiredRunner, step: Step) -> Non
     """Put the wished policy in force: the gateway first, which judges every connection, then the kernel's ranges."""
     link = link_of(want, slot_at(parts.settings.links_range, runner.record.slot))
     put_in_force(parts, runner, link)
-    parts.wall.set_ranges(link.tap, rules_of(link).ranges)
+    parts.wall.change(rules_of(link))
     if link.bound:
         runner.mark(parts, "policy_bound")
         _release(parts, runner, want, step)

@@ -44,7 +44,8 @@ class Firewall(Protocol):
     def install(self, vm: VmRules) -> None:
         """Install ``vm`` whole, and read it back.  The tap must be in the namespace."""
 
-    def set_ranges(self, tap: str, ranges: tuple[tuple[str, int], ...]) -> None: ...
+    def change(self, vm: VmRules) -> None:
+        """Bring in force what a new policy changes of an installed VM: its ranges, and whether it may send echoes."""
 
     def remove(self, tap: str) -> None:
         """Remove what there is of ``tap``; nothing happens where there is nothing."""
@@ -74,8 +75,8 @@ class Wall:
     def install(self, vm: VmRules) -> None:
         self._thread.call(self._install, vm)
 
-    def set_ranges(self, tap: str, ranges: tuple[tuple[str, int], ...]) -> None:
-        self._thread.call(self._set_ranges, tap, ranges)
+    def change(self, vm: VmRules) -> None:
+        self._thread.call(self._change, vm)
 
     def remove(self, tap: str) -> None:
         self._thread.call(self._remove, tap)
@@ -130,13 +131,19 @@ class Wall:
             commands += ruleset.elements("add", name, [element])
         return commands
 
-    def _set_ranges(self, tap: str, ranges: tuple[tuple[str, int], ...]) -> None:
-        vm = self._meant[tap]
-        before, after = ruleset.merged(vm.ranges), ruleset.merged(ranges)
-        gone = [ruleset.range_element(tap, *item) for item in before if item not in after]
-        new = [ruleset.range_element(tap, *item) for item in after if item not in before]
-        self._nft.apply(ruleset.elements("delete", "ranges", gone) + ruleset.elements("add", "ranges", new))
-        self._meant[tap] = msgspec.structs.replace(vm, ranges=ranges)
+    def _change(self, vm: VmRules) -> None:
+        old = self._meant[vm.tap]
+        before, after = ruleset.merged(old.ranges), ruleset.merged(vm.ranges)
+        gone = [ruleset.range_element(vm.tap, *item) for item in before if item not in after]
+        new = [ruleset.range_element(vm.tap, *item) for item in after if item not in before]
+        commands = ruleset.elements("delete", "ranges", gone) + ruleset.elements("add", "ranges", new)
+        meant = msgspec.structs.replace(old, ranges=vm.ranges, echo=vm.echo)
+        if meant.echo != old.echo:
+            # The chain is written anew, in the same transaction: no frame sees it without its rules.
+            chain = {"chain": {"family": "netdev", "table": ruleset.L2, "name": vm.l2_chain}}
+            commands += [{"flush": chain}, *ruleset.add(ruleset.l2_rules(meant, self._ports))]
+        self._nft.apply(commands)
+        self._meant[vm.tap] = meant
 
     def _remove(self, tap: str) -> None:
         found = self._found(tap)

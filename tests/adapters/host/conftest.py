@@ -23,7 +23,7 @@ from orchestrator.host.wall import Wall
 from orchestrator.system import netns
 from orchestrator.system.process import run
 
-PORTS = Listeners(tls=10443, tcp=10022, dns=10053, nflog_group=5)
+PORTS = Listeners(tls=10443, tcp=10022, dns=10053, nflog_group=5, echo_group=6)
 RANGE = "10.201.0.0/16"
 _TUNSETIFF = 0x400454CA
 _TAP_FLAGS = 0x0002 | 0x1000 | 0x4000

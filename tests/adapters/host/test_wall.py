@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.link import Limits
@@ -102,10 +103,18 @@ def test_installing_twice_is_installing_once(site):
 
 def test_ranges_are_replaced(site):
     vm = site.vm(0, ranges=(("203.0.113.0/25", 22), ("198.51.100.1/32", 22)))
-    site.wall.set_ranges(vm.tap, (("203.0.113.0/24", 22), ("203.0.113.9/32", 22)))
+    site.wall.change(replace(vm, ranges=(("203.0.113.0/24", 22), ("203.0.113.9/32", 22))))
     assert site.wall.drift() == []
-    site.wall.set_ranges(vm.tap, ())
+    site.wall.change(replace(vm, ranges=()))
     assert site.wall.present().ranges == frozenset()
+
+
+def test_echoes_are_let_in_and_out_again_and_the_wall_reads_back(site):
+    vm = site.vm(0, ranges=(("203.0.113.0/24", 22),))
+    for echo in (True, True, False):
+        site.wall.change(replace(vm, echo=echo))
+        assert site.wall.drift() == []
+        assert site.wall.present().ranges == {vm.tap}
 
 
 def test_the_base_is_made_for_vms_that_are_there_already(site):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
+from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.core.link import Limits
 from orchestrator.system import netns
 from orchestrator.system.process import run
+from tests.adapters.host.conftest import PORTS, Nflog
 
 pytestmark = pytest.mark.real
 
@@ -70,9 +74,9 @@ def test_ranges_reach_the_range_listener_of_their_own_vm_only(wire, gateway):
 
 def test_ranges_change_while_the_vm_runs(wire, wall, gateway):
     vm = wire(ranges=(("203.0.113.0/25", 22),))
-    wall.set_ranges(vm.tap, (("203.0.113.0/24", 22),))
+    wall.change(replace(vm.rules, ranges=(("203.0.113.0/24", 22),)))
     assert vm.guest.tcp("203.0.113.200", 22) == "open"
-    wall.set_ranges(vm.tap, ())
+    wall.change(replace(vm.rules, ranges=()))
     assert vm.guest.tcp("203.0.113.200", 22) == "reset"
     assert wall.drift() == []
 
@@ -197,6 +201,56 @@ def test_frames_that_no_honest_vm_sends_arrive_nowhere(wire, gateway, namespace,
     time.sleep(0.2)
     assert gateway.arrived() == []
     assert run(["ip", "-n", namespace.name, "neigh", "show"]) == before
+
+
+def _icmp(kind: int, target: str = OUTSIDE) -> bytes:
+    body = struct.pack(">BBHHH", kind, 0, 0, 1, 1) + bytes(56)
+    return _frame(0x800, _ip(GUEST, target, 1, body[:2] + struct.pack(">H", _checksum(body)) + body[4:]))
+
+
+@pytest.fixture
+def echoes(namespace) -> Iterator[Nflog]:
+    made = Nflog(namespace.name, PORTS.echo_group)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("sandbox", [False, True])
+def test_icmp_is_dropped_and_logged_but_for_a_sandboxs_echo_requests(wire, nflog, echoes, sandbox):
+    vm = wire(echo=sandbox)
+    kinds = [0, 3, 5, 13, 15, 17, 42, *([] if sandbox else [8])]
+    for kind in kinds:
+        vm.guest.inject(_icmp(kind))
+    assert nflog.prefixes() == [f"{vm.tap} icmp "] * len(kinds)
+    assert echoes.prefixes() == []
+
+
+def test_a_sandboxs_echo_requests_are_handed_to_the_gateway_within_their_rate(wire, nflog, echoes):
+    vm = wire(echo=True, limits=Limits(echoes_per_second=2))
+    for _ in range(9):
+        vm.guest.inject(_icmp(8))
+    for _ in range(3):
+        vm.guest.inject(_icmp(8, OURS))  # the host's own end isn't answered by the kernel either
+    assert echoes.prefixes() == [f"{vm.tap} echo "] * 4
+    assert nflog.prefixes() == [f"{vm.tap} other "] * 8
+    with netns.inside(vm.guest.name):
+        heard = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    with heard, contextlib.suppress(TimeoutError):
+        heard.settimeout(0.3)
+        vm.guest.inject(_icmp(8, OURS))
+        while True:
+            assert heard.recv(2000)[20] == 3  # a refusal, never an echo's reply
+
+
+def test_echoes_are_let_in_while_the_vm_runs_and_shut_out_again(wire, wall, nflog, echoes):
+    vm = wire()
+    wall.change(replace(vm.rules, echo=True))
+    vm.guest.inject(_icmp(8))
+    assert echoes.prefixes() == [f"{vm.tap} echo "]
+    wall.change(vm.rules)
+    vm.guest.inject(_icmp(8))
+    assert echoes.prefixes() == []
+    assert nflog.prefixes() == [f"{vm.tap} icmp "]
 
 
 def test_fragments_cant_carry_a_flow_past_the_ports(wire, gateway, nflog):

@@ -109,7 +109,11 @@ class Lab:
         self._undo.callback(self.world.stop)
         self.links = Links(self.thread)
         ports = Listeners(
-            self.settings.tls_port, self.settings.tcp_port, self.settings.dns_port, self.settings.nflog_group
+            self.settings.tls_port,
+            self.settings.tcp_port,
+            self.settings.dns_port,
+            self.settings.nflog_group,
+            self.settings.echo_group,
         )
         self.wall = Wall(self.thread, self.thread.call(LibNft), ports)
         self.wall.ensure_base([])
@@ -156,7 +160,9 @@ class Lab:
     def install(self, machine: Machine, rules: Policy, *, limits: Limits | None = None) -> None:
         ranges = tuple(compile_policy(rules).cidr_ports())
         slot = machine.slot
-        self.wall.install(VmRules(machine.tap, slot.guest_ip, slot.gateway_ip, limits or Limits(), ranges))
+        self.wall.install(
+            VmRules(machine.tap, slot.guest_ip, slot.gateway_ip, limits or Limits(), ranges, rules.profile == "sandbox")
+        )
 
     def apply(
         self, machine: Machine, rules: Policy, *, limits: Limits | None = None, runner: str = "", generation: int = 1

@@ -52,7 +52,11 @@ def range_rules(draw: st.DrawFn) -> Rule:
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     rules = draw(st.lists(host_rules() | range_rules(), max_size=8))
-    return Policy(mode=draw(st.sampled_from(["enforce", "warn"])), rules=tuple(rules))
+    return Policy(
+        mode=draw(st.sampled_from(["enforce", "warn"])),
+        rules=tuple(rules),
+        profile=draw(st.sampled_from(["runner", "sandbox"])),
+    )
 
 
 PROTOCOLS = st.sampled_from(["tls", "tcp", "udp", "dns", "icmp", "other"])
@@ -162,7 +166,7 @@ def test_warn_changes_a_name_that_is_not_allowed_and_nothing_else(policy: Policy
         assert strict == loose
 
 
-@given(policies(), FLOOR, st.none() | NAMES, st.sampled_from(["tls", "tcp", "udp"]))
+@given(policies(), FLOOR, st.none() | NAMES, st.sampled_from(["tls", "tcp", "udp", "icmp"]))
 def test_the_floor_stands_below_every_rule_and_mode(
     policy: Policy, address: str, name: str | None, protocol: str
 ) -> None:
@@ -171,6 +175,47 @@ def test_the_floor_stands_below_every_rule_and_mode(
     decision = decide(compile_policy(msgspec.structs.replace(policy, rules=opened)), flow)
     assert decision.verdict == "blocked"
     assert decision.reason.startswith("floor_")
+
+
+@given(policies(), FLOWS, st.sampled_from(["enforce", "warn"]))
+def test_no_echo_passes_for_a_runner(policy: Policy, flow: Flow, mode: str) -> None:
+    runner = msgspec.structs.replace(policy, mode=mode, profile="runner")
+    assert not decide(compile_policy(runner), msgspec.structs.replace(flow, protocol="icmp")).passes
+
+
+@given(policies(), NAMES, st.sampled_from(["enforce", "warn"]))
+def test_an_echo_of_a_sandbox_goes_where_a_host_rule_lets_anything_go(policy: Policy, name: str, mode: str) -> None:
+    sandbox = msgspec.structs.replace(policy, mode=mode, profile="sandbox")
+    decision = decide(compile_policy(sandbox), Flow("icmp", 0, name=name, address="198.18.0.7"))
+    if matched(policy, "deny", name):
+        assert (decision.verdict, decision.reason) == ("blocked", "denied")
+    elif matched(policy, "allow", name):
+        assert (decision.verdict, decision.reason) == ("allowed", "rule")
+    else:
+        assert (decision.verdict, decision.reason) == ("blocked", "not_allowed")
+
+
+@given(policies(), PUBLIC, st.sampled_from(["enforce", "warn"]))
+def test_an_echo_of_a_sandbox_goes_where_a_range_rule_lets_anything_go(policy: Policy, address: str, mode: str) -> None:
+    def hit(action: str) -> bool:
+        of_ranges = (rule for rule in policy.rules if rule.cidr and rule.action == action)
+        return any(IPv4Address(address) in IPv4Network(rule.cidr) for rule in of_ranges)
+
+    sandbox = msgspec.structs.replace(policy, mode=mode, profile="sandbox")
+    decision = decide(compile_policy(sandbox), Flow("icmp", 0, address=address))
+    if hit("deny"):
+        assert (decision.verdict, decision.reason) == ("blocked", "denied")
+    elif hit("allow"):
+        assert (decision.verdict, decision.reason) == ("allowed", "rule")
+    else:
+        assert (decision.verdict, decision.reason) == ("blocked", "not_allowed")
+
+
+@pytest.mark.parametrize("address", [None, "198.18.0.7"])
+def test_an_echo_to_an_address_that_stands_for_no_known_name_is_blocked(address: str | None) -> None:
+    everything = (Rule(id="all", cidr="0.0.0.0/0"), Rule(id="names", host="**.example"))
+    policy = compile_policy(Policy(mode="warn", rules=everything, profile="sandbox"))
+    assert decide(policy, Flow("icmp", 0, address=address)) == Decision("blocked", "unknown_name")
 
 
 @given(policies(), FLOWS, host_rules() | range_rules())

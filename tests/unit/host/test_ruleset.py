@@ -5,6 +5,7 @@ import ipaddress
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from orchestrator.core.link import Limits
 from orchestrator.host import ruleset
 from orchestrator.host.ruleset import Listeners, VmRules
 
-PORTS = Listeners(tls=10443, tcp=10022, dns=10053, nflog_group=7)
+PORTS = Listeners(tls=10443, tcp=10022, dns=10053, nflog_group=7, echo_group=8)
 TAP = "ic0123456789abc"
 VM = VmRules(TAP, "10.0.0.1", "10.0.0.0", Limits(connections=5, new_per_second=9, events_per_second=3))
 
@@ -54,8 +55,10 @@ RECORDED = sorted((Path(__file__).parent / "listings").glob("nft-*.json"))
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_what_real_kernels_and_nft_versions_answered_reads_back_as_meant(path):
     """Recorded from Debian 12's and Debian 13's nft after the commands of this module were applied."""
-    ports = Listeners(10443, 10022, 10053, 5)
-    vm = VmRules("ic0000000000000", "10.0.0.1", "10.0.0.0", Limits(), (("1.2.3.0/24", 22), ("1.2.4.4/32", 22)))
+    ports = Listeners(10443, 10022, 10053, 5, 6)
+    vm = VmRules(
+        "ic0000000000000", "10.0.0.1", "10.0.0.0", Limits(), (("1.2.3.0/24", 22), ("1.2.4.4/32", 22)), echo=True
+    )
     found = ruleset.normalise(json.loads(path.read_text()))
     assert ruleset.diff(found, ruleset.expected([vm], ports)) == []
 
@@ -127,8 +130,11 @@ def test_each_kind_has_its_prefix_and_group():
         for part in expr
         if "log" in part
     ]
-    assert [log["prefix"] for log in logs] == [f"{TAP} {why} " for why in ("limit", "http", "ssh", "quic", "other")]
-    assert {log["group"] for log in logs} == {7}
+    assert [log["prefix"] for log in logs] == [
+        f"{TAP} {why} " for why in ("echo", "limit", "http", "ssh", "quic", "other")
+    ]
+    assert {log["group"] for log in logs[1:]} == {7}
+    assert logs[0]["group"] == 8
 
 
 def test_limits_are_the_vms():
@@ -143,6 +149,19 @@ def test_the_first_layer_passes_tcp_and_udp_only():
     passes = [comment for comment, expr in rules.items() if {"accept": None} in expr]
     assert passes == ["arp", "pass"]
     assert rules["pass"][0]["match"]["right"] == {"set": ["tcp", "udp"]}
+
+
+def test_the_first_layer_passes_a_sandboxs_echo_requests_and_nothing_else_of_icmp():
+    sandbox = msgspec.structs.replace(VM, echo=True)
+    rules = _chain(ruleset.vm_objects(sandbox, PORTS), VM.l2_chain)
+    assert [comment for comment, expr in rules.items() if {"accept": None} in expr] == ["arp", "pass", "echo"]
+    assert [part["match"]["right"] for part in rules["echo"] if "match" in part] == ["echo-request"]
+
+
+def test_an_echo_ends_in_the_vms_chain_within_its_rate():
+    rules = _chain(ruleset.vm_objects(VM, PORTS), VM.chain)
+    assert {"limit": {"rate": 5, "burst": 10, "per": "second"}} in rules["echo"]
+    assert rules["echo"][-1] == {"drop": None}
 
 
 ranges = st.lists(
