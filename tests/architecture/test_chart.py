@@ -74,6 +74,7 @@ def rendered() -> list[dict[str, Any]]:
         **sample(),
         "classes": {"gpu": {"vcpus": 8, "gpus": 1}},
         "organisationPolicy": "mode: enforce\nallow: []\n",
+        "alerts": {"enabled": True, "labels": {"release": "prometheus"}},
     }
     files = helm.Chart.load(str(CHART)).render(values, name="demo", namespace="ironcd")
     return [document for text in files.values() for document in yaml.safe_load_all(text) if document]
@@ -102,6 +103,15 @@ def test_a_node_gets_no_secret_of_the_control_plane(rendered: list[dict[str, Any
     text = of_kind(rendered, "ConfigMap", "demo-agent")["data"]["ironcd.toml"]
     assert "redis" not in text
     assert "github" not in text
+
+
+def test_the_alerts_are_installed_as_they_are(rendered: list[dict[str, Any]]) -> None:
+    rule = of_kind(rendered, "PrometheusRule", "demo-alerts")
+    assert rule["spec"] == yaml.safe_load((CHART / "alerts.yml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    (endpoint,) = of_kind(rendered, "ServiceMonitor", "demo-control")["spec"]["endpoints"]
+    (port,) = of_kind(rendered, "Service", "demo-control")["spec"]["ports"]
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
 
 
 def test_every_container_starts_a_process_that_exists(rendered: list[dict[str, Any]]) -> None:
