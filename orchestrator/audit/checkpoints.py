@@ -6,6 +6,7 @@ checkpoint at all is left out and logged.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from orchestrator.audit.notes import BadNote, parse_note
 from orchestrator.system.files import sync_folder
 
 FILE = "checkpoints.jsonl"
+_TAIL = 64 << 10
 
 log = structlog.get_logger()
 
@@ -42,6 +44,21 @@ def kept(folder: Path) -> Iterator[Place]:
     """The checkpoints in ``folder`` in the order in which they came."""
     path = folder / FILE
     return read(path) if path.exists() else iter(())
+
+
+def newest(folder: Path) -> Kept | None:
+    """The last one that can be read, looked for at the end of the file."""
+    try:
+        with (folder / FILE).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            return msgspec.json.decode(line, type=Kept)
+    return None
 
 
 def read(path: Path) -> Iterator[Place]:

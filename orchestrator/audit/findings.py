@@ -16,6 +16,7 @@ Kind = Literal[
     "rewritten",  # records fit one another, and not the root that the host signed
     "gap",  # records never came from the host; noticed when they should have
     "checkpoint",  # a checkpoint can't be read, isn't signed by the host, or two of them differ
+    "elsewhere",  # no checkpoint of this ledger was kept where one was looked for
     "unsigned",  # records are older than a checkpoint takes, and none covers them
     "key",  # the host's key isn't the pinned one, or not one of the configured ones
     "early",  # records were deleted before their time
@@ -50,6 +51,8 @@ class Report(msgspec.Struct, omit_defaults=True):
     """That were verified against the tree."""
     signed: int = 0
     """Number of the last record that a verified checkpoint covers."""
+    elsewhere: int = 0
+    """Number of the last record that a checkpoint covers that was kept elsewhere."""
     findings: list[Finding] = []
     notes: list[str] = []
 

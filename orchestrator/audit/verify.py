@@ -1,19 +1,19 @@
 """Verifies ledgers: every line against its neighbours, the tree against every checkpoint, every checkpoint against the key.
 
 It reads files only, so it can be run on a copy, by somebody who trusts neither host nor control plane: what it needs to be
-sure of is the host's public key, and to see a tail that was cut off everywhere, a checkpoint that was kept elsewhere
-(``extra``).  Roots over the same leaves are computed one after another, so any two checkpoints that pass are consistent.
+sure of is the host's public key, and to see what was cut off or written anew everywhere, checkpoints that were kept
+elsewhere (``against``, see `orchestrator.audit.copies`).  Roots over the same leaves are computed one after another, so any two checkpoints that pass are consistent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from orchestrator.audit import checkpoints as kept_checkpoints
-from orchestrator.audit import days
+from orchestrator.audit import copies, days
 from orchestrator.audit.engine import Engine
 from orchestrator.audit.findings import Finding, Report
 from orchestrator.audit.ledger import gaps_of
@@ -47,15 +47,30 @@ class Ask(msgspec.Struct, frozen=True):
     keys: Mapping[str, Sequence[str]] = {}
     cutoff: float = 0.0
     """Records that are younger may not have been deleted: now less the shortest time that records are kept."""
-    extra: tuple[Path, ...] = ()
-    """Files of checkpoints that were kept elsewhere, in the form of ``checkpoints.jsonl``."""
+    against: tuple[Path, ...] = ()
+    """Checkpoints that were kept elsewhere: files in the form of ``checkpoints.jsonl``, and folders of copies."""
+    fresh_since: float = 0.0
+    """A ledger that was begun later needn't have a copy of a checkpoint yet."""
 
 
 def verify_all(folder: Path, ask: Ask, *, host: str = "", engine: Engine | None = None) -> list[Report]:
     """A report for each ledger in ``folder``, which is the control plane's record, or one host's own ledger."""
     if days.days(folder):
         return [verify_ledger(folder, ask)]
-    return [verify_ledger(folder / name, ask, engine) for name in streams(folder, host)]
+    there = streams(folder, host)
+    return [*(verify_ledger(folder / name, ask, engine) for name in there), *_lost(there, ask, host)]
+
+
+def _lost(there: Sequence[str], ask: Ask, host: str) -> list[Report]:
+    """A report for each ledger that isn't in the record any more, and that there are copies of."""
+    known = {name: path for path in ask.against if path.is_dir() for name in copies.ledgers(path)}
+    reports = []
+    for name in sorted(known.keys() - set(there)):
+        if not host or host_of(name) == host:
+            text = f"{known[name]} has checkpoints of this ledger, and the record has none of its records"
+            report = Report(name, host_of(name), findings=[Finding("cut-off", text, str(known[name] / name))])
+            reports.append(report)
+    return reports
 
 
 def verify_ledger(folder: Path, ask: Ask, engine: Engine | None = None) -> Report:
@@ -71,7 +86,7 @@ def verify_ledger(folder: Path, ask: Ask, engine: Engine | None = None) -> Repor
         read = days.days(folder)
     _judge_key(report, signed, ask)
     walk = _walk(folder, read, start, signed, cutoff=ask.cutoff, report=report)
-    _judge_end(walk, signed, report)
+    _judge_end(walk, signed, ask, report)
     if engine is not None:
         _judge_index(folder, read, engine, report)
     return report
@@ -139,15 +154,14 @@ def _checkpoints(folder: Path, ask: Ask, report: Report) -> dict[int, list[Signe
     """The checkpoints with a good signature, by the size of their tree."""
     key = _key(report)
     found: dict[int, list[Signed]] = {}
-    places = [*kept_checkpoints.kept(folder)]
-    for path in ask.extra:
-        places += kept_checkpoints.read(path)
-    for place in places:
+    elsewhere = list(_elsewhere(folder, ask, report))
+    for number, place in enumerate([*elsewhere, *kept_checkpoints.kept(folder)]):
+        outside = number < len(elsewhere)
         try:
             if place.kept is None:
                 raise BadNote("it can't be read")
             note = parse_note(place.kept.note)
-            if place.path in ask.extra and note.origin != f"ironcd/{report.host}":
+            if outside and note.origin != f"ironcd/{report.host}":
                 continue
             if key is not None:
                 verify(note, key)
@@ -156,12 +170,31 @@ def _checkpoints(folder: Path, ask: Ask, report: Report) -> dict[int, list[Signe
             report.findings.append(Finding("checkpoint", text, str(place.path), place.number))
             continue
         signed = Signed(note, str(place.path), place.number)
+        report.elsewhere = max(report.elsewhere, note.size) if outside else report.elsewhere
         others = found.setdefault(note.size, [])
         if any(other.note.root != note.root for other in others):
             text = f"the host signed two different roots over {note.size} records"
             report.findings.append(Finding("checkpoint", text, signed.file, signed.line, note.size, note.size))
         others.append(signed)
     return found
+
+
+def _elsewhere(folder: Path, ask: Ask, report: Report) -> Iterator[kept_checkpoints.Place]:
+    """The checkpoints of this ledger that were kept elsewhere.  One that a crash cut short is a note: another was made."""
+    for path in ask.against:
+        if not path.is_dir():
+            yield from kept_checkpoints.read(path)
+            continue
+        met = about(folder)
+        found = list(copies.kept(path / (folder.name if met.since else report.host)))
+        torn = sum(place.kept is None for place in found)
+        if torn:
+            report.notes.append(f"{torn} of the {len(found)} copies of its checkpoints in {path} aren't whole")
+        if torn == len(found) and met.since > ask.fresh_since > 0.0:
+            report.notes.append(f"{path} has no checkpoint of this ledger yet, which has just begun")
+        elif torn == len(found):
+            report.findings.append(Finding("elsewhere", f"{path} has no checkpoint of this ledger", str(path)))
+        yield from (place for place in found if place.kept is not None)
 
 
 def _key(report: Report) -> Key | None:
@@ -193,13 +226,15 @@ def _judge_key(report: Report, signed: Mapping[int, list[Signed]], ask: Ask) -> 
         report.notes.append("the host began another ledger; its key is one that audit.host_keys has")
 
 
-def _judge_end(walk: Walk, signed: Mapping[int, list[Signed]], report: Report) -> None:
+def _judge_end(walk: Walk, signed: Mapping[int, list[Signed]], ask: Ask, report: Report) -> None:
     newest = max(signed, default=0)
     file, line = (str(walk.place.path), walk.place.number) if walk.place is not None else ("", 0)
     if newest > report.last:
         text = f"the host signed {newest} records, and there are {report.last}: the last ones were cut off"
         report.findings.append(Finding("cut-off", text, file, line, report.last + 1, newest))
     behind = report.last - newest
+    if ask.against and 0 < report.elsewhere < report.last:
+        report.notes.append(f"checkpoints that were kept elsewhere cover records up to {report.elsewhere}")
     if behind > 0 and walk.latest - walk.unsigned_from > UNSIGNED_S:
         text = f"{behind} records up to {report.last} are covered by no checkpoint"
         report.findings.append(Finding("unsigned", text, file, line, newest + 1, report.last))

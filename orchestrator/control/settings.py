@@ -70,3 +70,6 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long records of egress are kept."""
     delete_records: bool = True
     """Delete once a day those that are over."""
+    checkpoint_copies: str = ""
+    """A folder elsewhere for copies of signed checkpoints; empty for none."""
+    checkpoint_copy_s: float = 600.0

@@ -77,6 +77,10 @@ def create_app(settings: ControlSettings) -> FastAPI:
             retention = settings.retention if settings.delete_records else None
             tending = asyncio.create_task(audit.tend(ledger.folder, retention))
             stack.push_async_callback(_ended, tending)
+            if settings.checkpoint_copies:
+                place, every_s = Path(settings.checkpoint_copies), settings.checkpoint_copy_s
+                copying = asyncio.create_task(audit.keep_copies(ledger.folder, place, every_s=every_s))
+                stack.push_async_callback(_ended, copying)
             yield
 
     receiver = Receiver(inbox, secrets, installations=frozenset(settings.installations))

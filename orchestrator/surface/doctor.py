@@ -229,6 +229,21 @@ def _disk(settings: Settings) -> tuple[State, str, str]:
     return "ok", f"{free} GiB free at {folder}", ""
 
 
+def _copies(settings: Settings) -> tuple[State, str, str]:
+    from orchestrator.audit.copies import overdue
+
+    place, record = settings.audit.checkpoint_copies, settings.control.state_dir / "audit"
+    if place is None:
+        remedy = "Set audit.checkpoint_copies to a folder that this machine can't change once it is written."
+        return "warn", "none: who has this machine and a host's key could write the record anew", remedy
+    if not place.is_dir():
+        return "fail", f"there is no {place}", "Mount it, or mend audit.checkpoint_copies."
+    late = overdue(record, place, time.time() - 3 * settings.audit.checkpoint_copy_s)
+    if late:
+        return "fail", f"not made lately: {', '.join(late)}", "See the control API's log for checkpoint_not_copied."
+    return "ok", str(place), ""
+
+
 CHECKS: dict[str, Check] = {
     "root": _root,
     "programs": _programs,
@@ -242,4 +257,5 @@ CHECKS: dict[str, Check] = {
     "GitHub App": _github,
     "clock": _clock,
     "disk": _disk,
+    "copies of checkpoints": _copies,
 }

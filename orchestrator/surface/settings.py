@@ -152,6 +152,11 @@ class AuditSection(Section):
     """Delete once a day what is over; without it only ``ironcd audit retain`` does."""
     organisations: dict[str, KeepSection] = {}
     """Organisations with times of their own: ``[audit.organisations.NAME]`` with ``egress_days`` and ``security_days``."""
+    checkpoint_copies: Path | None = None
+    """A folder that neither hosts nor the control plane can change once it is written, such as a mounted bucket with object
+    lock: signed checkpoints are copied there, and ``ironcd audit verify`` holds the record against them."""
+    checkpoint_copy_s: float = Field(default=600.0, ge=1.0)
+    """The newest checkpoint of each ledger is copied so often."""
     host_keys: dict[str, tuple[str, ...]] = {}
     """Host name to the public keys that its checkpoints may be signed with, as ``ledger-key.pub`` on the host has them.
     Without an entry the key that came first is taken as the right one."""
@@ -225,6 +230,8 @@ class Settings(BaseSettings):
             github_concurrency=github.concurrency,
             retention=self.retention(),
             delete_records=self.audit.delete,
+            checkpoint_copies=str(self.audit.checkpoint_copies or ""),
+            checkpoint_copy_s=self.audit.checkpoint_copy_s,
         )
 
     def retention(self) -> Retention:

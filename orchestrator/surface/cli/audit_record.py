@@ -99,19 +99,25 @@ def verify(
     host: Annotated[str | None, typer.Option(help="Only this host's ledger (the machine's name).")] = None,
     since: Since = None,
     folder: Folder = None,
-    checkpoints: Annotated[
-        list[Path] | None, typer.Option(help="A checkpoints.jsonl that was kept elsewhere, to hold the record against.")
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Checkpoints that were kept elsewhere, to hold the record against: a folder of copies, or a "
+            "checkpoints.jsonl. May be repeated. Default: audit.checkpoint_copies."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that no record was edited, removed, moved or cut off, or say which one was.
 
     Every line is held against the next, the Merkle tree against every signed checkpoint, and each signature against the
-    host's key. --dir may name a copy, or a host's own ledger. Exit status 1 where anything is found.
+    host's key. --dir may name a copy, or a host's own ledger. Who can write both the record and its checkpoints is found
+    out by checkpoints that were kept elsewhere. Ends with status 0 where all is well, 1 where anything is found, 2 where
+    there is no record to verify.
 
     Example: [bold]ironcd audit verify[/bold]
 
-    Example: [bold]ironcd audit verify --host metal-1 --since 7d --checkpoints kept-elsewhere.jsonl[/bold]
+    Example: [bold]ironcd audit verify --host metal-1 --since 7d --against /mnt/worm/ironcd --json[/bold]
     """
     from orchestrator.audit.engine import Engine
     from orchestrator.audit.verify import Ask, verify_all
@@ -125,9 +131,10 @@ def verify(
         since=_day(moment(since, now)) if since else "",
         keys=settings.audit.host_keys,
         cutoff=settings.retention().youngest_cutoff(now),
-        extra=tuple(checkpoints or ()),
+        fresh_since=now - 6 * settings.audit.checkpoint_copy_s,
+        against=tuple(against or ([settings.audit.checkpoint_copies] if settings.audit.checkpoint_copies else ())),
     )
-    missing = next((path for path in (record, *ask.extra) if not path.exists()), None)
+    missing = next((path for path in (record, *ask.against) if not path.exists()), None)
     engine = Engine(record)
     reports = verify_all(record, ask, host=host or "", engine=engine) if missing is None else []
     engine.close()
@@ -135,7 +142,8 @@ def verify(
         raise UserError(
             f"there is no {missing}" if missing is not None else f"there is no ledger in {record}",
             code="no-ledger",
-            remedy="Name the record's folder with --dir; this runs on the control plane's machine, or on a copy.",
+            remedy="Name the record's folder with --dir, and copies with --against; this runs on the control plane's "
+            "machine, or on a copy.",
         )
     if as_json:
         print_json({"intact": all(report.intact for report in reports), "ledgers": reports})
@@ -153,11 +161,12 @@ def _day(at: float) -> str:
 def _show(report: Report) -> None:
     from orchestrator.surface.cli.terminal import clean
 
+    elsewhere = f", and elsewhere up to {report.elsewhere}" if report.elsewhere else ""
     deleted = f"; {report.deleted} deleted by retention, proof intact" if report.deleted and report.intact else ""
     typer.echo(
         clean(
             f"{report.ledger}: {'intact' if report.intact else 'NOT INTACT'}: {report.records} records "
-            f"({report.first} to {report.last}), {report.checkpoints} signed checkpoints, signed up to {report.signed}{deleted}"
+            f"({report.first} to {report.last}), {report.checkpoints} signed checkpoints, signed up to {report.signed}{elsewhere}{deleted}"
         )
     )
     for found in report.findings:

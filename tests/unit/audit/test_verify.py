@@ -138,7 +138,7 @@ def test_cut_off_with_its_checkpoints_shows_beside_one_that_lies_elsewhere(made:
     made.lines = made.lines[:18]
     made.write()
     assert look(made).intact
-    assert kinds(look(made, Ask(extra=(elsewhere,)))) == [("cut-off", 19, 30)]
+    assert kinds(look(made, Ask(against=(elsewhere,)))) == [("cut-off", 19, 30)]
 
 
 def test_checkpoints_taken_away(made: Made) -> None:

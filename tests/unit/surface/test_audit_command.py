@@ -92,7 +92,7 @@ def test_verify_reads_the_hosts_own_folder_and_holds_one_against_the_other(confi
     hosts.days.write_bytes(b"".join(hosts.days.read_bytes().splitlines(keepends=True)[:4]))
     assert run(monkeypatch, *config, "verify") == 0
     capsys.readouterr()
-    assert run(monkeypatch, *config, "verify", "--checkpoints", str(hosts.state / "ledger/checkpoints.jsonl")) == 1
+    assert run(monkeypatch, *config, "verify", "--against", str(hosts.state / "ledger/checkpoints.jsonl")) == 1
     assert f"cut-off: {hosts.days}:4: the host signed 9 records, and there are 4" in capsys.readouterr().out
 
 

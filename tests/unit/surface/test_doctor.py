@@ -55,6 +55,25 @@ def test_room_is_looked_for_where_the_folder_will_be(monkeypatch, settings):
     assert [doctor.CHECKS["disk"](settings)[0] for _ in range(3)] == ["ok", "warn", "fail"]
 
 
+def test_copies_of_checkpoints_are_made_in_time(settings, tmp_path):
+    from orchestrator.audit.copies import copy_newest
+    from tests.unit.audit.record import Made
+
+    def found(**audit):
+        control = {"state_dir": tmp_path, "admin_token_file": settings.control.admin_token_file}
+        return doctor.CHECKS["copies of checkpoints"](Settings(audit=audit, control=control, host={"name": "h"}))[0]
+
+    elsewhere = tmp_path / "elsewhere"
+    made = Made(tmp_path / "audit")
+    assert (found(), found(checkpoint_copies=elsewhere)) == ("warn", "fail")
+    elsewhere.mkdir()
+    assert found(checkpoint_copies=elsewhere) == "fail"
+    copy_newest(tmp_path / "audit", elsewhere, 1.0)
+    assert found(checkpoint_copies=elsewhere) == "ok"
+    made.write_notes([*made.notes, made.signer.note(31, b"r" * 32)])
+    assert found(checkpoint_copies=elsewhere) == "fail"
+
+
 def test_an_image_that_a_class_asks_for_must_be_there(settings):
     state, found, remedy = doctor.CHECKS["image"](settings)
     assert (state, found) == ("fail", "missing: default")
