@@ -3,7 +3,8 @@
 ```
 begin ─▶ Read ─received─▶ Read | Block | Resolve ─answered─▶ Block | Fail | Dial
 ```
-A TCP connection (to a range) has no hello: `begin` answers Dial or Block at once.  The policy is looked up anew at every
+A TCP connection (to a range) has no hello: `begin` answers Dial or Block at once; so has an ICMP echo, whose ``name`` is
+the one that its address stands for.  The policy is looked up anew at every
 step, so a change in between counts.  Nothing is resolved or dialled before the verdict.
 """
 
@@ -15,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator.core.flow import Flow
-from orchestrator.core.policy import CompiledPolicy, Decision, decide, is_dialled, judge_address
+from orchestrator.core.policy import HTTPS, CompiledPolicy, Decision, decide, is_dialled, judge_address
 from orchestrator.egress.hello import Hello, HelloReader, Invalid
 from orchestrator.egress.links import LinkState
 
@@ -71,7 +72,7 @@ class Connection:
     )
 
     def __init__(
-        self, state: LinkState, protocol: Literal["tls", "tcp"], address: str, port: int, own: Iterable[str]
+        self, state: LinkState, protocol: Literal["tls", "tcp", "icmp"], address: str, port: int, own: Iterable[str]
     ) -> None:
         self.state = state
         self.protocol = protocol
@@ -118,7 +119,7 @@ class Connection:
         if not answers:
             return Fail("dns_failed")
         for answer in answers:
-            why = judge_address(self.state.policy, answer, own=self._own)
+            why = self._judge_address(answer)
             if why is not None:
                 return self._block(Decision("blocked", why, decision.rule))
         if self._mismatch(answers):
@@ -142,9 +143,13 @@ class Connection:
         """
         if self.state.policy is not self._judged_by:
             decision = self.judge()
-            why = judge_address(self.state.policy, resolved, own=self._own) if decision.passes and resolved else None
+            why = self._judge_address(resolved) if decision.passes and resolved else None
             self.decision = decision if why is None else Decision("blocked", why, decision.rule)
         return self.decision
+
+    def _judge_address(self, address: str) -> str | None:
+        port = None if self.protocol == "icmp" else HTTPS[0]
+        return judge_address(self.state.policy, address, own=self._own, port=port)
 
     def _judged(self) -> Command:
         decision = self.judge()

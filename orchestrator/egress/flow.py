@@ -1,9 +1,10 @@
-"""One connection of a VM while it lives: what is known of it, and the events about it."""
+"""One connection of a VM (or one run of echoes) while it lives: what is known of it, and the events about it."""
 
 from __future__ import annotations
 
-import socket
-from typing import Any, Literal
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
 
 import msgspec
 
@@ -11,21 +12,34 @@ from orchestrator.core.flow import Event, EventKind
 from orchestrator.core.policy import Decision
 from orchestrator.egress.connection import Connection
 from orchestrator.egress.recorder import Recorder
-from orchestrator.egress.relay import Relay
 
 LONG_S = 600.0
 """A flow that lasts longer is flagged in its progress: a tunnel looks like that, and so does a big download."""
 
 
-class LiveFlow:
-    """``began`` and ``progressed`` are on the event loop's clock."""
+class Moving(Protocol):
+    """What moves a flow's bytes and counts them; ``active`` is when it last did, on the event loop's clock."""
+
+    active: float
+
+    @property
+    def bytes_up(self) -> int: ...
+
+    @property
+    def bytes_down(self) -> int: ...
+
+    def abort(self, reason: str) -> None: ...
+
+
+class LiveFlow(ABC):
+    """``began``, ``progressed`` and ``deadline`` (infinite where there is none) are on the event loop's clock."""
 
     __slots__ = (
         "_accounted",
         "_recorder",
         "began",
-        "client",
         "connection",
+        "deadline",
         "ending",
         "half_open",
         "id",
@@ -35,22 +49,36 @@ class LiveFlow:
         "resolved",
     )
 
-    def __init__(
-        self, identifier: str, client: socket.socket, connection: Connection, recorder: Recorder, now: float
-    ) -> None:
+    def __init__(self, identifier: str, connection: Connection, recorder: Recorder, now: float) -> None:
         self.id = identifier
-        self.client = client
         self.connection = connection
         self.began = now
         self.progressed = now
+        self.deadline = math.inf
         self.resolved = ""
         self.ending = ""
         """Why it is being ended from outside; empty while it isn't."""
         self.half_open = False
         self.opened = False
-        self.relay: Relay | None = None
+        self.relay: Moving | None = None
         self._recorder = recorder
         self._accounted = 0
+
+    @abstractmethod
+    def abort(self, reason: str) -> None:
+        """End it now."""
+
+    @abstractmethod
+    def expire(self) -> None:
+        """The deadline has passed."""
+
+    @abstractmethod
+    def recorded(self, ok: bool) -> None:
+        """What was recorded of it outlives this process; or not, and then it must not go on."""
+
+    @abstractmethod
+    def keep_alive(self) -> None:
+        """It is one that lasts."""
 
     @property
     def host(self) -> str:
@@ -106,7 +134,7 @@ class LiveFlow:
         if self._accounted and connection.state.over_budget(self.host):
             flags += ("bytes_up",)
         hello = connection.hello
-        source: Literal["sni", "ip"] = "sni" if connection.name else "ip"
+        source = "ip" if not connection.name else "dns" if connection.protocol == "icmp" else "sni"
         return self._recorder.event(
             kind,
             connection.state,

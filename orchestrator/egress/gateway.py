@@ -22,6 +22,8 @@ from orchestrator.core.policy import Decision
 from orchestrator.egress import sockets
 from orchestrator.egress.acceptor import Acceptor
 from orchestrator.egress.connection import Connection
+from orchestrator.egress.echo_relay import EchoRelay
+from orchestrator.egress.flow import LiveFlow
 from orchestrator.egress.ledger import LedgerFull
 from orchestrator.egress.links import Links, LinkState
 from orchestrator.egress.poller import Poller
@@ -45,7 +47,7 @@ class Gateway:
     def __init__(
         self, *, links: Links, recorder: Recorder, upstream: Upstream, own: Iterable[str], options: GatewayOptions
     ) -> None:
-        self.flows: set[Session] = set()
+        self.flows: set[LiveFlow] = set()
         self._links = links
         self._recorder = recorder
         self._own = own
@@ -61,7 +63,8 @@ class Gateway:
             record=self._record,
             gone=self._gone,
         )
-        self._unrecorded: list[Session] = []
+        self._unrecorded: list[LiveFlow] = []
+        self._echoes: EchoRelay | None = None
         self._acceptors: list[Acceptor] = []
         self._prefix = secrets.token_hex(4)
         self._count = 0
@@ -70,11 +73,19 @@ class Gateway:
         """Accept on ``listener`` from now on; the gateway closes it at its end."""
         self._acceptors.append(Acceptor(listener, partial(self._admit, protocol)))
 
+    def echo(self, log: socket.socket, inner: socket.socket, outer: socket.socket) -> None:
+        """Answer the echoes that the kernel logs to ``log`` from now on; the gateway closes all three at its end."""
+        self._echoes = EchoRelay(
+            (log, inner, outer), links=self._links, services=self._services, flows=self.flows, own=self._own
+        )
+
     async def close(self) -> None:
         """Stop listening and end every flow."""
         for acceptor in self._acceptors:
             acceptor.close()
         self._end(set(self.flows), "gateway_stopped")
+        if self._echoes is not None:
+            self._echoes.close()
         self._services.pipes.close()
         self._services.poller.close()
 
@@ -97,6 +108,7 @@ class Gateway:
             relay = flow.relay
             if now >= flow.deadline:
                 flow.expire()
+                continue
             if relay is None:
                 continue
             flow.keep_alive()
@@ -142,21 +154,21 @@ class Gateway:
         self._recorder.limited(state.link.tap if state else "", event)
         reset(client)
 
-    def _gone(self, session: Session) -> None:
-        self.flows.discard(session)
-        session.connection.state.flows.discard(session)
+    def _gone(self, flow: LiveFlow) -> None:
+        self.flows.discard(flow)
+        flow.connection.state.flows.discard(flow)
 
-    def _record(self, session: Session) -> None:
-        """Sessions that become ready in the same turn share one write."""
+    def _record(self, flow: LiveFlow) -> None:
+        """Flows that become ready in the same turn share one write."""
         if not self._unrecorded:
             self._loop.call_soon(self._settle)
-        self._unrecorded.append(session)
+        self._unrecorded.append(flow)
 
     def _settle(self) -> None:
         waiting, self._unrecorded = self._unrecorded, []
         ok = self._on_record()
-        for session in waiting:
-            session.recorded(ok)
+        for flow in waiting:
+            flow.recorded(ok)
 
     def _on_record(self) -> bool:
         """True once everything recorded so far outlives this process; False where that stops the flow."""
@@ -166,7 +178,7 @@ class Gateway:
             return not self._options.block_when_ledger_full
         return True
 
-    def _end(self, flows: Iterable[Session], reason: str) -> int:
+    def _end(self, flows: Iterable[LiveFlow], reason: str) -> int:
         count = 0
         for flow in flows:
             flow.abort(reason)

@@ -22,7 +22,7 @@ from orchestrator.egress.bucket import Bucket
 from orchestrator.egress.fake_names import FakeNames
 
 if TYPE_CHECKING:
-    from orchestrator.egress.session import Session
+    from orchestrator.egress.flow import LiveFlow
 
 QUERIES_PER_SECOND = 500
 
@@ -49,7 +49,7 @@ class LinkState:
     def __init__(self, link: Link, policy: CompiledPolicy, now: float) -> None:
         self.link = link
         self.policy = policy
-        self.flows: set[Session] = set()
+        self.flows: set[LiveFlow] = set()
         self.half_open = 0
         self.new = Bucket(link.limits.new_per_second, link.limits.new_per_second, now)
         self.queries = Bucket(QUERIES_PER_SECOND, QUERIES_PER_SECOND, now)

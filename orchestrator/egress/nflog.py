@@ -49,6 +49,15 @@ class Drop(msgspec.Struct, frozen=True):
     seq: int
 
 
+class Message(msgspec.Struct, frozen=True):
+    """One log message: the two words of its prefix, and the packet's first bytes."""
+
+    tap: str
+    why: str
+    payload: bytes
+    seq: int
+
+
 class DropReader:
     """Turns the messages of ``sock`` into events."""
 
@@ -110,15 +119,18 @@ class DropReader:
         self._recorder.always(self._recorder.event("lost", None, "other", decision, count=count))
 
 
-def open_nflog(group: int) -> socket.socket:
-    """A non-blocking netlink socket that gets the messages of ``group`` in the present namespace."""
+def open_nflog(group: int, *, snap: int = _SNAP) -> socket.socket:
+    """A non-blocking netlink socket that gets the messages of ``group`` in the present namespace.
+
+    Of each packet it gets the first ``snap`` bytes, or fewer where the rule says so.
+    """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
     try:
         sock.bind((0, 0))
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         sock.settimeout(5)
         _configure(sock, group, _CMD, struct.pack("B", _CMD_BIND))
-        _configure(sock, group, _MODE, struct.pack("!IBx", _SNAP, _COPY_PACKET))
+        _configure(sock, group, _MODE, struct.pack("!IBx", snap, _COPY_PACKET))
         _configure(sock, group, _TIMEOUT, struct.pack("!I", _GATHER_CS))
         _configure(sock, group, _FLAGS, struct.pack("!H", _FLAG_SEQ))
         sock.setblocking(False)
@@ -145,17 +157,24 @@ def _configure(sock: socket.socket, group: int, kind: int, value: bytes) -> None
 
 def parse(data: bytes) -> Iterator[Drop]:
     """The drops in ``data``, one read of the socket.  Messages of other kinds are passed over."""
+    for message in messages(data):
+        protocol, address, port = _packet(message.payload)
+        yield Drop(message.tap, message.why, protocol, address, port, message.seq)
+
+
+def messages(data: bytes) -> Iterator[Message]:
+    """What the kernel logged in ``data``, one read of the socket."""
     at = 0
     while at + 16 <= len(data):
         length, kind = struct.unpack_from("=IH", data, at)
         if length < 16 or at + length > len(data):
             return
         if kind == _LOG_PACKET:
-            yield _drop(data[at + 20 : at + length])
+            yield _message(data[at + 20 : at + length])
         at += length + (-length % 4)
 
 
-def _drop(attributes: bytes) -> Drop:
+def _message(attributes: bytes) -> Message:
     prefix, payload, seq = b"", b"", 0
     at = 0
     while at + 4 <= len(attributes):
@@ -172,8 +191,7 @@ def _drop(attributes: bytes) -> Drop:
                 seq = int.from_bytes(value, "big")
         at += length + (-length % 4)
     tap, _, why = prefix.rstrip(b"\0 ").decode("ascii", "backslashreplace").partition(" ")
-    protocol, address, port = _packet(payload)
-    return Drop(tap, why or "other", protocol, address, port, seq)
+    return Message(tap, why or "other", payload, seq)
 
 
 def _packet(packet: bytes) -> tuple[Protocol, str, int]:

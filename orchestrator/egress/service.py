@@ -22,6 +22,7 @@ from orchestrator.core.settings import HostSettings
 from orchestrator.egress import sockets
 from orchestrator.egress.checkpoint import load_signer
 from orchestrator.egress.control import Control
+from orchestrator.egress.echo_relay import ECHO_BYTES, open_inner, open_outer
 from orchestrator.egress.gateway import Gateway, GatewayOptions
 from orchestrator.egress.ledger import Ledger, LedgerFull
 from orchestrator.egress.links import Links
@@ -112,6 +113,8 @@ async def _serve(
         gateway.serve(sockets.listen_tcp(settings.tcp_port), "tcp")
         resolver.serve(sockets.listen_udp(settings.dns_port), sockets.listen_tcp(settings.dns_port))
         drops = DropReader(open_nflog(settings.nflog_group), links=links, recorder=recorder)
+        echoes = open_nflog(settings.echo_group, snap=ECHO_BYTES), open_inner()
+    gateway.echo(*echoes, open_outer())
     stack.callback(drops.close)
     stack.push_async_callback(gateway.close)
     stack.push_async_callback(resolver.close)

@@ -48,23 +48,23 @@ class Services:
     recorder: Recorder
     upstream: Upstream
     hello_timeout_s: float
-    record: Callable[[Session], None]
-    """Call the session's `recorded` once what it appended to the ledger outlives this process."""
-    gone: Callable[[Session], None]
-    """The session is over: forget it."""
+    record: Callable[[LiveFlow], None]
+    """Call the flow's `recorded` once what it appended to the ledger outlives this process."""
+    gone: Callable[[LiveFlow], None]
+    """The flow is over: forget it."""
 
 
 class Session(LiveFlow):
     """``deadline`` is on the event loop's clock; infinite where nothing is waited for, or the relay has its own rules."""
 
-    __slots__ = ("_addresses", "_dial", "_events", "_services", "_task", "_upstream", "deadline", "kept_alive", "over")
+    __slots__ = ("_addresses", "_dial", "_events", "_services", "_task", "_upstream", "client", "kept_alive", "over")
 
     def __init__(
         self, identifier: str, client: socket.socket, connection: Connection, services: Services, now: float
     ) -> None:
-        super().__init__(identifier, client, connection, services.recorder, now)
+        super().__init__(identifier, connection, services.recorder, now)
+        self.client = client
         self.over = False
-        self.deadline = math.inf
         self.kept_alive = False
         self._services = services
         self._events = 0
@@ -95,7 +95,6 @@ class Session(LiveFlow):
         self.end(reason)
 
     def expire(self) -> None:
-        """The deadline has passed."""
         if self._dial is None:
             self._obey(self.connection.timed_out())
         else:
@@ -192,7 +191,6 @@ class Session(LiveFlow):
     # -- dialling ----------------------------------------------------------------------------------------------------
 
     def recorded(self, ok: bool) -> None:
-        """What was recorded of it outlives this process; or not, and then it must not go on."""
         if self.over:
             return
         if ok:
@@ -265,7 +263,7 @@ class Session(LiveFlow):
         if connection.protocol == "tls":
             tls = SecondHello(connection.name, allow_ech=connection.state.policy.policy.allow_ech)
         services = self._services
-        relay = self.relay = Relay(
+        relay = Relay(
             self.client,
             upstream,
             pipes=services.pipes,
@@ -274,6 +272,7 @@ class Session(LiveFlow):
             head=head,
             tls=tls,
         )
+        self.relay = relay
         self._dial = None  # a connection may live for hours; its hello needn't
         services.poller.change(self.client.fileno(), relay.client_ready, self.failed)
         services.poller.change(upstream.fileno(), relay.upstream_ready, self.failed)

@@ -8,7 +8,7 @@ Three layers, each of which drops what it doesn't know:
    before routing, a verdict map sends each tap to its VM's own chain, and an interface that isn't in the map is dropped.
    The VM's chain lets redirected flows in, within its limits, and refuses everything else at once (a job that tries
    QUIC or port 80 should fail in a millisecond, not in two minutes), each kind logged under its own prefix.  An ICMP echo
-   ends here as well: it is handed to the gateway as a log message, which sends an echo of its own (ADR 12).
+   ends here as well: it is handed to the gateway as a log message, which sends an echo of its own (ADR 14).
 3. ``input``, ``forward`` and ``output`` chains that drop by default: they hold if the second layer had a hole.
 
 The dispatch stands in prerouting and not in input: with ``ip_forward=0`` a packet for an outside address would be
@@ -236,7 +236,7 @@ def _base_rules(ports: Listeners) -> list[Json]:
         rule("input", "rest", _count()),
         rule("forward", "rest", _count()),
         rule("output", "answers", _match(_meta("oifname"), ALL_TAPS), _ct("state", ["established", "related"]), _ACCEPT),
-        rule("output", "echoes", _match(_meta("oifname"), ALL_TAPS), _match(_field("icmp", "type"), "echo-reply"), _ACCEPT),
+        rule("output", "echoes", _match(_meta("oifname"), ALL_TAPS), _match(_field("icmp", "type"), {"set": ["echo-reply", "destination-unreachable"]}), _ACCEPT),
         rule("output", "rest", _count()),
     ]  # fmt: skip
 

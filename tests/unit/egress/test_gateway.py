@@ -10,7 +10,6 @@ import pytest
 from orchestrator.core.flow import Event
 from orchestrator.core.policy import Decision
 from orchestrator.egress.connection import Connection
-from orchestrator.egress.flow import LiveFlow
 from orchestrator.egress.gateway import PROGRESS_S, Gateway, GatewayOptions
 from orchestrator.egress.links import LinkState
 from orchestrator.egress.recorder import Recorder
@@ -127,7 +126,7 @@ async def test_a_blocked_flow_is_recorded_once_as_such(state: Make) -> None:
     recorder = Recorder(SimpleNamespace(append=events.append), gateway="host-1")  # type: ignore[arg-type]
     connection = Connection(state("allowed.example"), "tls", "203.0.113.10", 443, ())
     connection.received(hello(b"evil.example"))
-    flow = LiveFlow("c-2", None, connection, recorder, 0.0)  # type: ignore[arg-type]
+    flow = Session("c-2", None, connection, SimpleNamespace(recorder=recorder), 0.0)  # type: ignore[arg-type]
     flow.record_blocked(Decision("blocked", "not_allowed"))
     (event,) = events
     assert (event.event, event.verdict, event.reason, event.host) == ("open", "blocked", "not_allowed", "evil.example")
