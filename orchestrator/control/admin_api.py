@@ -25,6 +25,7 @@ from orchestrator.control.records import JobRecord, RunnerRecord
 from orchestrator.control.store import Store
 from orchestrator.control.views import host_view, job_story, job_view, runner_story, runner_view, runners_by_host
 from orchestrator.core.errors import StoreError
+from orchestrator.core.quarantine import of_host
 
 LIMIT = 10_000
 
@@ -100,8 +101,9 @@ class AdminApi:
         runners = runners_by_host(await self._ask(self._store.live_runners()))
         names = sorted(sightings.keys() | self._hosts)
         now, cordoned = self._clock(), await self._ask(self._store.cordoned())
+        ward = await self._ask(self._store.ward())
         views = [
-            host_view(name, sightings.get(name), runners.get(name, ()), now, cordon=cordoned.get(name))
+            host_view(name, sightings.get(name), runners.get(name, ()), now, cordon=cordoned.get(name), ward=ward)
             for name in names
         ]
         return _json({"hosts": views})
@@ -115,6 +117,7 @@ class AdminApi:
     async def uncordon(self, host: str) -> Response:
         await self._must_know(host)
         await self._ask(self._store.uncordon(host))
+        await self._ask(self._store.lift(of_host(host), self._clock()))
         log.info("host_uncordoned", host=host)
         return _json({"host": host, "cordoned": False})
 

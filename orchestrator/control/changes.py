@@ -11,6 +11,7 @@ import msgspec
 from orchestrator.control.records import JobRecord, RepoPolicy, RunnerRecord, Sum, Swept
 from orchestrator.core.inbox import Keys
 from orchestrator.core.policy import Policy
+from orchestrator.core.quarantine import Ward
 from orchestrator.core.wire import Desired
 
 Part = str | bytes | int | float
@@ -92,6 +93,16 @@ class Names(Keys, frozen=True):
     def cordoned(self) -> str:
         """Hash of hosts that an admin cordoned to the reason that was given.  The admin API alone writes it."""
         return self.prefix + "hosts:cordoned"
+
+    @property
+    def ward(self) -> str:
+        """What is remembered of failed starts, and the hosts and images in quarantine."""
+        return self.prefix + "quarantine"
+
+    @property
+    def lifted(self) -> str:
+        """Hash of subjects whose quarantine an admin ended, to when.  The admin API writes it, the worker forgets."""
+        return self.prefix + "quarantine:lifted"
 
     @property
     def outage(self) -> str:
@@ -185,6 +196,12 @@ class Changes:
     def put_outage(self, since: float) -> None:
         """0: none goes on."""
         self._add(*(("SET", self._names.outage, since) if since else ("DEL", self._names.outage)))
+
+    def put_ward(self, ward: Ward) -> None:
+        self._add(*(("SET", self._names.ward, _encode(ward)) if ward != Ward() else ("DEL", self._names.ward)))
+
+    def forget_lifted(self, subject: str) -> None:
+        self._add("HDEL", self._names.lifted, subject)
 
     def note_active(self, installation: int, repo: str, at: float) -> None:
         self._add("ZADD", self._names.active, at, f"{installation} {repo}")

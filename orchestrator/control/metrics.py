@@ -25,6 +25,7 @@ from orchestrator.control.views import runners_by_host
 from orchestrator.control.vitals import vitals
 from orchestrator.core.errors import StoreError
 from orchestrator.core.placement import HostView, free_of
+from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner import PHASES
 
 HELP = {
@@ -33,6 +34,7 @@ HELP = {
     "github_calls": "Requests to GitHub by method, route and status",
     "worker_errors": "Faults in the worker's own code",
     "alarms": "Times that the destruction of a runner was late",
+    "incidents": "What a person must hear of, by kind",
     "orphans": "Registrations removed that nobody had a use for, by GitHub's answer",
     "github_held": "Requests to GitHub that weren't made, by kind and why: outage, limit, wait, pace",
     "jobs_found": "Jobs that were found at GitHub, no delivery having told of them for a minute",
@@ -79,7 +81,7 @@ async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Ca
     try:
         counters, lengths = await store.counters(), await store.lengths()
         jobs, runners = await store.live_jobs(), await store.live_runners()
-        sightings, outage = await store.sightings(), await store.outage_since()
+        sightings, outage, ward = await store.sightings(), await store.outage_since(), await store.ward()
         sightings = {host: seen for host, seen in sightings.items() if hosts is None or host in hosts}
     except StoreError:
         up.add_metric([], 0)
@@ -90,7 +92,7 @@ async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Ca
     away.add_metric([], max(0.0, clock() - outage) if outage else 0.0)
     now = clock()
     metrics = [up, away, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, now)]
-    metrics += vitals(jobs, sightings, now)
+    metrics += [*vitals(jobs, sightings, now), _quarantines(ward, now)]
     registry.register(Scrape(counters, metrics))
     return generate_latest(registry)
 
@@ -169,6 +171,17 @@ def _limits(counters: dict[str, float]) -> Iterator[Metric]:
         elif name == "github_clock_skew":
             skew.add_metric([], value)
     yield from (left, whole, skew)
+
+
+def _quarantines(ward: Ward, now: float) -> Metric:
+    family = GaugeMetricFamily(
+        "ironcd_quarantine_seconds",
+        "How long a host or image has been in quarantine, since starts on it failed",
+        labels=["subject"],
+    )
+    for subject, quarantine in sorted(ward.held.items()):
+        family.add_metric([subject], max(0.0, now - quarantine.since))
+    return family
 
 
 def _queues(lengths: dict[str, int]) -> Iterator[Metric]:

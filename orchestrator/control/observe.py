@@ -7,12 +7,17 @@ from collections.abc import Iterator
 import msgspec
 
 from orchestrator.control.outage import HELD
+from orchestrator.control.quarantine import said
 from orchestrator.control.records import RunnerRecord, Sighting
 from orchestrator.control.world import LIVE, World
+from orchestrator.core.clocks import UNKNOWN_WAY_S, skew_of_sender
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.placement import HostView
 from orchestrator.core.runner import HostLost, PolicyBound, RunnerExited, RunnerListened, Ticked, VmFailed, VmProvedGone
 from orchestrator.core.wire import ObservedRunner
+
+SKEW_S = 300.0
+"""A clock that is further off than this breaks the runner's sign-in (OAuth)."""
 
 
 def observe(world: World) -> None:
@@ -48,9 +53,6 @@ def host_views(world: World) -> list[HostView]:
     for host, sighting in sorted(world.sightings.items()):
         seen = sighting.observed
         silent = world.now - sighting.at
-        problems = "; ".join(
-            f"{problem.code}: {problem.message}" for problem in seen.problems if problem.code != "image-missing"
-        )
         views.append(
             HostView(
                 name=host,
@@ -59,10 +61,36 @@ def host_views(world: World) -> list[HostView]:
                 images=frozenset(image.name for image in seen.images),
                 alive=silent <= world.settings.pace.host_away_s,
                 cordoned=seen.cordoned or host in world.cordoned,
-                refuses=f"reports {problems}" if problems else "",
+                unfit=_unfit(world, sighting),
+                refuses=_refuses(world, sighting),
             )
         )
     return views
+
+
+def skew_of(sighting: Sighting) -> float:
+    """How far the host's clock is ahead of ours, in seconds, as far as the network can't explain it."""
+    seen = sighting.observed
+    return skew_of_sender(seen.at, sighting.at, seen.took_s or UNKNOWN_WAY_S)
+
+
+def _refuses(world: World, sighting: Sighting) -> str:
+    """Why the host gets no runner, beside what an admin wants; empty where nothing is wrong with it."""
+    seen = sighting.observed
+    held = world.quarantines.host(seen.host)
+    if held is not None:
+        return said(held)
+    if abs(skew_of(sighting)) > SKEW_S:
+        return f"has a clock that is {skew_of(sighting):+.0f} s off: GitHub would refuse its runners"
+    problems = "; ".join(
+        f"{problem.code}: {problem.message}" for problem in seen.problems if problem.code != "image-missing"
+    )
+    return f"reports {problems}" if problems else ""
+
+
+def _unfit(world: World, sighting: Sighting) -> dict[str, str]:
+    held = {image.name: world.quarantines.image(image.digest) for image in sighting.observed.images}
+    return {name: said(quarantine) for name, quarantine in held.items() if quarantine is not None}
 
 
 def taken_by(record: RunnerRecord) -> MachineClass:

@@ -138,7 +138,8 @@ class Orders:
             return
         deadlines, life = world.settings.deadlines, world.runners[runner_id].life
         end_by = life.deadline + deadlines.ready_s + life.machine.lifetime_s
-        world.change_runner(runner_id, boot_by=life.deadline, end_by=end_by)
+        image = world.digest_of(world.runners[runner_id])
+        world.change_runner(runner_id, boot_by=life.deadline, end_by=end_by, image=image)
 
     async def _generate(self, record: RunnerRecord) -> Registration | None:
         """A registration with its configuration; None where it must be tried again later.

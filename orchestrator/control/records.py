@@ -12,6 +12,7 @@ from orchestrator.core.inbox import Delivery
 from orchestrator.core.job import Job, Moment
 from orchestrator.core.names import names_of
 from orchestrator.core.policy import Policy
+from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner import Runner
 from orchestrator.core.wire import Failure, Observed, Proof, Start
 
@@ -57,6 +58,8 @@ class RunnerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """At GitHub, for the order that it is owed; 0 once one succeeded."""
     not_before: float = 0.0
     checked_at: float = 0.0
+    image: str = ""
+    """Digest of the image that its host had when it was told to boot it."""
     boot_by: float = 0.0
     end_by: float = 0.0
     waiting: str = ""
@@ -117,6 +120,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Hosts that an admin cordoned, and why."""
     outage_since: float = 0.0
     """When GitHub stopped answering; 0 where no outage goes on."""
+    ward: Ward = Ward()
+    lifted: dict[str, float] = {}
+    """Quarantines that an admin ended, and when."""
 
 
 class Tried(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from orchestrator.control.records import Entry, JobRecord, RepoPolicy, RunnerRec
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.policy import Policy
+from orchestrator.core.quarantine import Ward
 
 LEASE_MS = 8000
 INBOX_AT_ONCE = 500
@@ -146,7 +147,10 @@ class Store:
             pipe.exists(names.known)
             pipe.get(names.outage)
             pipe.hgetall(names.cordoned)
-            _, jobs, runners, sightings, sums, inbox, known, outage, cordoned = await self._ask(pipe.execute())
+            pipe.get(names.ward)
+            pipe.hgetall(names.lifted)
+            read = await self._ask(pipe.execute())
+        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted = read
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -156,6 +160,8 @@ class Store:
             known=bool(known),
             outage_since=float(outage or 0.0),
             cordoned=_texts(cordoned),
+            ward=_ward(ward),
+            lifted={subject: float(at) for subject, at in _texts(lifted).items()},
         )
 
     async def put_aside(self, lease: Lease, entry: Entry, why: str) -> None:
@@ -204,6 +210,14 @@ class Store:
 
     async def uncordon(self, host: str) -> None:
         await self._ask(self.client.hdel(self.names.cordoned, host))
+
+    async def ward(self) -> Ward:
+        """Failed starts, and who is in quarantine."""
+        return _ward(await self._ask(self.client.get(self.names.ward)))
+
+    async def lift(self, subject: str, now: float) -> None:
+        """End the quarantine of ``subject``: the worker's next look does it."""
+        await self._ask(self.client.hset(self.names.lifted, subject, str(now)))
 
     async def searched_at(self) -> float:
         """When all repositories were last asked for their jobs; 0 for never."""
@@ -365,6 +379,14 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     except msgspec.MsgspecError:
         delivery = None
     return Entry(entry_id.decode(), delivery)
+
+
+def _ward(raw: bytes | None) -> Ward:
+    """One that another version wrote and this one can't read is left behind: nothing rests on it for long."""
+    try:
+        return Ward() if raw is None else msgspec.json.decode(raw, type=Ward)
+    except msgspec.MsgspecError:
+        return Ward()
 
 
 def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:

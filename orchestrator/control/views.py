@@ -16,6 +16,7 @@ from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.core.job import Moment
 from orchestrator.core.machine import Capacity
 from orchestrator.core.placement import HostView, free_of
+from orchestrator.core.quarantine import Ward, of_host, of_image
 
 
 def job_view(record: JobRecord) -> dict[str, Any]:
@@ -97,11 +98,12 @@ def host_view(
     *,
     away_s: float = 15.0,
     cordon: str | None = None,
+    ward: Ward = Ward(),  # noqa: B008 - it can't be changed
 ) -> dict[str, Any]:
     """A host with what it has, gives and complains of.
 
-    ``state``: ``unseen`` (never reported), ``away`` (silent for ``away_s``), ``cordoned``, ``refuses`` (it has a problem) or
-    ``up``.  ``cordon``: the reason that an admin gave for cordoning it; None where none did.
+    ``state``: ``unseen`` (never reported), ``away`` (silent for ``away_s``), ``cordoned``, ``quarantine`` (starts on it
+    failed), ``refuses`` (it has a problem) or ``up``.  ``cordon``: the reason that an admin gave for cordoning it; None where none did.
     """
     mine = list(runners)
     if sighting is None:
@@ -111,18 +113,24 @@ def host_view(
             "cordoned": cordon is not None,
             "runners": [record.id for record in mine],
         }
-    seen = sighting.observed
+    seen, quarantine = sighting.observed, ward.held.get(of_host(host))
     taken = tuple(taken_by(record) for record in mine)
     free = free_of(HostView(name=host, capacity=seen.capacity, taken=taken))
     return {
         "host": host,
-        "state": _state(sighting, now, away_s, cordoned=cordon is not None),
+        "state": _state(sighting, now, away_s, cordoned=cordon is not None, held=quarantine is not None),
         "silent_s": round(max(0.0, now - sighting.at), 1),
         "boot": seen.boot,
         "accelerator": seen.accelerator,
         "version": seen.version,
         "cordoned": seen.cordoned or cordon is not None,
         "cordon": cordon or "",
+        "quarantine": msgspec.to_builtins(quarantine) if quarantine else None,
+        "unfit": {
+            image.name: held.reason
+            for image in seen.images
+            if (held := ward.held.get(of_image(image.digest))) is not None
+        },
         "capacity": _capacity(seen.capacity),
         "free": _capacity(free),
         "images": msgspec.to_builtins(seen.images),
@@ -142,11 +150,13 @@ def runners_by_host(runners: Iterable[RunnerRecord]) -> Mapping[str, list[Runner
     return found
 
 
-def _state(sighting: Sighting, now: float, away_s: float, *, cordoned: bool) -> str:
+def _state(sighting: Sighting, now: float, away_s: float, *, cordoned: bool, held: bool) -> str:
     if now - sighting.at > away_s:
         return "away"
     if sighting.observed.cordoned or cordoned:
         return "cordoned"
+    if held:
+        return "quarantine"
     return "refuses" if sighting.observed.problems else "up"
 
 

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from orchestrator.control.records import JobRecord, Sighting
-from orchestrator.core.clocks import skew_of_sender
+from orchestrator.core.clocks import UNKNOWN_WAY_S, skew_of_sender
 
-UNKNOWN_WAY_S = 10.0
-"""A host that doesn't say how long its reports take may have waited so long for an answer: its own limit."""
 SWEPT = ("runner", "link")
 
 

@@ -15,6 +15,7 @@ import structlog
 
 from orchestrator.control.changes import Changes
 from orchestrator.control.github import RunnerScope
+from orchestrator.control.quarantine import Quarantines
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting, Snapshot
 from orchestrator.control.settings import ControlSettings
 from orchestrator.core.flow import Identity
@@ -50,6 +51,8 @@ NO_FAILURE = frozenset({"surplus", "job_completed", "wanted_too_long"})
 """Reasons to end that say nothing against the host or the job."""
 TOO_LATE = "boot-timeout"
 """A host's code for a deadline that it kept by itself, before we noticed."""
+INCIDENTS = {"session_conflict": "jit_used_twice", "runner_too_old": "runner_too_old"}
+"""Reasons to end that a person must hear of, and what each is called in the metrics and the log."""
 
 log = structlog.get_logger()
 
@@ -64,6 +67,7 @@ class World:
         self.sightings: dict[str, Sighting] = dict(snapshot.sightings)
         self.sums = dict(snapshot.sums)
         self.cordoned = snapshot.cordoned
+        self.quarantines = Quarantines(snapshot.ward, snapshot.lifted, now)
         self.outage_since = self._outage_written = snapshot.outage_since
         """Of GitHub; 0 where it answers."""
         self.progress = False
@@ -149,7 +153,16 @@ class World:
         self.progress = True
         if after.phase in ("DESTROYING", "GONE") and before.phase not in ("DESTROYING", "GONE"):
             self._blame(after)
+            self.quarantines.ended(before, record, outage=bool(self.outage_since))
+            self._alarm(after)
         return True
+
+    def _alarm(self, ended: Runner) -> None:
+        """Tell a person of an end that should never be."""
+        incident = INCIDENTS.get(ended.reason)
+        if incident is not None:
+            self.count(f"incidents{{kind={incident}}}")
+            log.error(incident, runner=ended.id, host=ended.host, job=ended.job_id or ended.meant_for, why=ended.detail)
 
     def _blame(self, ended: Runner) -> None:
         """A runner that ended before the job it was made for was served: the next one waits longer.
@@ -197,6 +210,11 @@ class World:
         if self.outage_since != self._outage_written:
             changes.put_outage(self.outage_since)
             self._outage_written = self.outage_since
+        if self.quarantines.changed:
+            changes.put_ward(self.quarantines.ward)
+            self.quarantines.written()
+        for subject in self.quarantines.stale_lifts():
+            changes.forget_lifted(subject)
         for counter, by in sorted(self._counts.items()):
             changes.count(counter, by)
         for phase, seconds in self._durations:
@@ -234,6 +252,12 @@ class World:
         sighting = self.sightings.get(record.life.host)
         images = sighting.observed.images if sighting is not None else ()
         return next((image.presets for image in images if image.name == record.life.machine.image), None)
+
+    def digest_of(self, record: RunnerRecord) -> str:
+        """Of the image that the runner's host has for its class; empty where the host hasn't told."""
+        sighting = self.sightings.get(record.life.host)
+        images = sighting.observed.images if sighting is not None else ()
+        return next((image.digest for image in images if image.name == record.life.machine.image), "")
 
 
 def scope_of(life: Runner) -> RunnerScope:

@@ -6,6 +6,9 @@ well agree, and nothing is said against them.
 
 from __future__ import annotations
 
+UNKNOWN_WAY_S = 10.0
+"""A host that doesn't say how long its reports take may have waited so long for an answer: its own limit."""
+
 
 def skew_of_sender(stamp: float, received: float, way_s: float) -> float:
     """By how many seconds the sender's clock is ahead of ours, at least; negative: behind, at least; 0: it may be right.

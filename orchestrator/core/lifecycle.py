@@ -284,7 +284,7 @@ def _job_completed(at: _At, event: JobCompleted) -> Runner | str:
 
 @_on(RunnerExited, *_LIVE)
 def _runner_exited(at: _At, event: RunnerExited) -> Runner | str:
-    return at.end("runner_exited", f"exit status {event.code}")
+    return at.end(event.reason, f"exit status {event.code}")
 
 
 @_on(VmFailed, *_LIVE)

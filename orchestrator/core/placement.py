@@ -23,6 +23,8 @@ class HostView(msgspec.Struct, frozen=True, omit_defaults=True):
     images: frozenset[str] = frozenset()
     alive: bool = True
     cordoned: bool = False
+    unfit: dict[str, str] = {}
+    """Images that it has and that get no runner, by name, and why; for a person to read."""
     refuses: str = ""
     """Why the host takes nothing at all (no hardware virtualisation, libvirt away), for a person to read."""
 
@@ -78,8 +80,18 @@ def _why_not(machine: MachineClass, host: HostView) -> str | None:
         return host.refuses
     if host.cordoned:
         return "is cordoned"
+    return _without_image(machine, host) or _without_room(machine, host)
+
+
+def _without_image(machine: MachineClass, host: HostView) -> str | None:
     if machine.image not in host.images:
         return f"has no image {machine.image!r}"
+    if machine.image in host.unfit:
+        return f"has image {machine.image!r}, which {host.unfit[machine.image]}"
+    return None
+
+
+def _without_room(machine: MachineClass, host: HostView) -> str | None:
     never = _lack(machine, host.capacity)
     if never is not None:
         return f"is too small: {never}"

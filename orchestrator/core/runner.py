@@ -15,6 +15,12 @@ Phase = Literal["WANTED", "BOOTING", "READY", "RUNNING", "DESTROYING", "GONE"]
 PHASES: tuple[Phase, ...] = ("WANTED", "BOOTING", "READY", "RUNNING", "DESTROYING", "GONE")
 
 
+SESSION_CONFLICT = 5
+"""A runner exits with this where another session is open under its name: its JIT configuration was used twice."""
+TOO_OLD = (3, 4, 7)
+"""... with these where GitHub wants another version of it."""
+
+
 class Deadlines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a phase may last, in seconds.  RUNNING lasts as long as the class's ``lifetime_s`` lets it."""
 
@@ -97,7 +103,15 @@ class JobCompleted(msgspec.Struct, frozen=True, tag=True):
 
 
 class RunnerExited(msgspec.Struct, frozen=True, tag=True):
+    """The runner's process ended, with this exit status; what each means stands in docs/operations/runner.md."""
+
     code: int
+
+    @property
+    def reason(self) -> str:
+        if self.code == SESSION_CONFLICT:
+            return "session_conflict"
+        return "runner_too_old" if self.code in TOO_OLD else "runner_exited"
 
 
 class VmFailed(msgspec.Struct, frozen=True, tag=True):

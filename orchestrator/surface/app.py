@@ -21,7 +21,7 @@ from fastapi import APIRouter, FastAPI, Response
 from starlette.types import Lifespan, Receive, Scope, Send
 
 from orchestrator import audit
-from orchestrator.control import admin_api, hosts_api, metrics
+from orchestrator.control import admin_api, hosts_api, metrics, quarantine_api
 from orchestrator.control.auth import AdminToken, HostTokens
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
@@ -88,6 +88,7 @@ def create_app(settings: ControlSettings) -> FastAPI:
     app.include_router(receiver_routes(receiver))
     app.include_router(hosts_api.router(hosts))
     app.include_router(admin_api.router(admin_api.AdminApi(store, hosts=tokens.hosts), admin))
+    app.include_router(quarantine_api.router(quarantine_api.QuarantineApi(store), admin))
     app.include_router(audit.router(ledger, host=tokens, admin=admin))
     app.include_router(metrics.router(store, hosts=tokens.hosts))
     app.include_router(_health(store))

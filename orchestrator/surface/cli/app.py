@@ -21,6 +21,7 @@ from orchestrator.surface.cli import (
     hosts,
     image,
     jobs,
+    quarantine,
     runners,
     service,
     simulate,
@@ -76,6 +77,7 @@ demo.register(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runners.app, name="runners")
 app.add_typer(hosts.app, name="hosts")
+app.add_typer(quarantine.app, name="quarantine")
 audit_record.register(audit.app)
 app.add_typer(audit.app, name="audit")
 egress_rules.register(egress.app)

@@ -71,5 +71,12 @@ def _row(host: dict[str, object]) -> tuple[object, ...]:
         room.get("disk_gib", ""),
         host.get("accelerator", ""),
         len(runners) if isinstance(runners, list) else "",
-        "; ".join(str(problem["message"]) for problem in problems) if isinstance(problems, list) else "",
+        "; ".join([*_held(host), *(str(p["message"]) for p in (problems if isinstance(problems, list) else ()))]),
     )
+
+
+def _held(host: dict[str, object]) -> list[str]:
+    """Why its runners or images are in quarantine."""
+    quarantine, unfit = host.get("quarantine"), host.get("unfit")
+    found = [str(quarantine["reason"])] if isinstance(quarantine, dict) else []
+    return found + ([f"image {name}: {why}" for name, why in unfit.items()] if isinstance(unfit, dict) else [])

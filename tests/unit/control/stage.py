@@ -74,11 +74,11 @@ class Host:
             return msgspec.structs.replace(seen, vm="absent", marks={**seen.marks, **marks}, proof=NEVER)
         if seen.vm in ("stopped", "failed", "crashed") or wish.id in self.ended:
             return seen
+        if wish.jit:
+            self.jits[wish.id] = wish.jit
         failure = self.fails(wish.id)
         if failure is not None:
             return msgspec.structs.replace(seen, vm="failed", failure=failure)
-        if wish.jit:
-            self.jits[wish.id] = wish.jit
         self.ever.add(wish.id)
         todo = [mark for mark in BOOT_MARKS if mark not in seen.marks][: self.steps_per_move]
         seen = msgspec.structs.replace(seen, vm="running", marks={**seen.marks, **dict.fromkeys(todo, now)})
@@ -140,6 +140,9 @@ class Stage:
 
     def make_id(self) -> str:
         return str(ULID.from_timestamp(self.now))
+
+    def clock(self) -> float:
+        return self.now
 
     async def close(self) -> None:
         await self.redis.aclose()
@@ -237,7 +240,7 @@ class Stage:
         kept = {
             "t:counters", "t:jobs:done", "t:jobs:done:at", "t:runners:gone", "t:runners:gone:at", "t:sightings",
             "t:desired", "t:desired:sums", "t:inbox", "t:policies", "t:policies:of", "t:fence", "t:known", "t:dead", "t:hint",
-            "t:redelivery", "t:hosts:cordoned", "t:repos:active", "t:repos:searched",
+            "t:redelivery", "t:hosts:cordoned", "t:repos:active", "t:repos:searched", "t:quarantine",
         }  # fmt: skip
         found: dict[str, object] = {
             "deliveries": await self.redis.xlen(self.store.names.inbox),

@@ -493,7 +493,7 @@ async def test_a_job_whose_vms_all_fail_is_given_up_with_the_reason(stage: Stage
     stage.hosts["h1"].fails = lambda _runner: Failure("guest-silent", "the guest never spoke")
     await stage.hosts_move()
     await stage.deliver(stage.job(1))
-    await stage.run(seconds=10)
+    await stage.run(seconds=30)
     record = await stage.job_record(1)
     assert "4 runners failed; the last one: h1: guest-silent" in record.job.reason
     assert await stage.runners() == []

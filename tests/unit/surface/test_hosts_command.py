@@ -57,3 +57,21 @@ def test_a_host_that_nobody_knows(asked: list[httpx.Request], run: Run, capsys: 
     assert run("cordon", "a/b") != 0
     assert [request.url.raw_path for request in asked] == [b"/api/v1/hosts/a%2Fb/cordon?why="]
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_quarantine_stands_among_a_hosts_problems(
+    monkeypatch: pytest.MonkeyPatch, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = {
+        "host": "h1",
+        "state": "quarantine",
+        "quarantine": {"reason": "3 starts failed"},
+        "unfit": {"default": "old"},
+    }
+    answer = httpx.MockTransport(lambda _request: httpx.Response(200, json={"hosts": [host]}))
+    client = ApiClient("http://test", "t", transport=answer)
+    monkeypatch.setattr(ApiClient, "of", lambda _settings: client)
+    assert run("list") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "3 starts failed" in shown
+    assert "image default: old" in shown
