@@ -1,6 +1,6 @@
 # What a person types.  Each target prepares the machine first (scripts/setup does nothing where nothing is missing).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types docs bench security lock clean
+.PHONY: help setup demo test lint types docs bench fuzz security lock clean
 BIN := .venv/bin
 JOBS ?= 1
 
@@ -29,6 +29,9 @@ docs: setup  ## the generated pages in docs/reference/
 
 bench: setup  ## each figure beside a peer's or a limit; writes build/bench.json
 	@$(BIN)/python -m bench
+
+fuzz: setup  ## 300,000 hellos: our reader beside OpenSSL's server and mitmproxy's parser (some minutes)
+	@$(BIN)/python -m tests.security.fuzz_hello
 
 security: setup  ## the attacks on the egress wall; writes build/security.json
 	@$(BIN)/pytest tests/security --security-json build/security.json

@@ -5,7 +5,8 @@ Rules.  Whatever a TLS server could read in another way than we do is refused, n
 - The handshake message is put together from TLS records before anything in it is looked at (a name can be cut in two by a
   record header), and the message must end where its last record ends.
 - Every length must fit exactly: vectors end where their container ends, the extension block ends where the message ends.
-- One ``server_name`` extension with one entry of type host_name; no extension type twice (RFC 8446, 4.2).
+- One ``server_name`` extension with one entry of type host_name; no extension type twice (RFC 8446, 4.2).  An ALPN list is
+  whole, too (RFC 7301, 3.1): OpenSSL's server refuses one that isn't.
 - A name is made of ASCII letters, digits, ``-`` and ``_`` in labels of 1 to 63 bytes, 253 in all; one final dot is dropped;
   upper case is folded after that check.  A last label that a URL parser would take for a number (``127.1``, ``0x7f000001``)
   makes it an IP literal, which RFC 6066 forbids.
@@ -227,7 +228,7 @@ def _judge(extensions: dict[int, bytes], size: int, records: int, allow_ech: boo
         size,
         records,
         ech,
-        _alpn(extensions.get(_ALPN, b"")),
+        _alpn(extensions.get(_ALPN)),
         _versions(extensions.get(_SUPPORTED_VERSIONS, b"")),
         _pq_group(extensions.get(_KEY_SHARE, b"")),
     )
@@ -270,13 +271,20 @@ def _why_not(raw: bytes) -> str:
     return "name_labels"
 
 
-def _alpn(body: bytes) -> str:
+def _alpn(body: bytes | None) -> str:
+    if body is None:
+        return ""
     names: list[str] = []
-    at = 2
-    while at < len(body) and len(names) < 8:
-        names.append(body[at + 1 : at + 1 + body[at]].decode("ascii", "backslashreplace"))
-        at += 1 + body[at]
-    return ",".join(names)[:96]
+    at, end = 2, len(body)
+    if end < 4 or body[0] << 8 | body[1] != end - 2:
+        raise _Refused("alpn")
+    while at < end:
+        start = at + 1
+        at = start + body[at]
+        if at == start or at > end:
+            raise _Refused("alpn")
+        names.append(body[start:at].decode("ascii", "backslashreplace"))
+    return ",".join(names[:8])[:96]
 
 
 def _versions(body: bytes) -> str:
