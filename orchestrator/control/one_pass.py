@@ -34,6 +34,7 @@ from orchestrator.control.policies import PolicyBook
 from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import Entry, Finished, JobRecord, Snapshot
 from orchestrator.control.recover import find_jobs, take_back
+from orchestrator.control.reinstalled import follow, try_again
 from orchestrator.control.sealed import Seal
 from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
@@ -89,6 +90,7 @@ class Pass:
         """True where another pass should follow at once."""
         self._outage()
         await self._ingest()
+        await follow(self.world, self.means.installations)
         await self._take_back()
         observe(self.world)
         settle(self.world)
@@ -152,7 +154,10 @@ class Pass:
             await self.means.store.put_aside(self.lease, entry, "it can't be read")
             return
         if delivery.installation is not None:
+            news = delivery.installation
             self.means.installations.forget()
+            self.means.search.ask_all()
+            try_again(self.world, news.id, news.account)
         elif delivery.job is not None and not await self._learn(delivery.job, finished):
             await self._foreign(entry, delivery.job)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
-from orchestrator.control.github import GitHub, GitHubRunner, Installation, Missing, Refused, RunnerScope
+from orchestrator.control.github import GitHub, GitHubRunner, Installation, Missing, Refused, RunnerScope, Unavailable
 from orchestrator.control.ingest import learn
 from orchestrator.control.installations import Installations
 from orchestrator.control.orphans import OWNER
@@ -43,11 +43,17 @@ async def find_jobs(world: World, github: GitHub, installations: Installations) 
 async def take_back(
     world: World, github: GitHub, installations: Installations, host: str, seen: ObservedRunner
 ) -> RunnerRecord | None:
-    """A record for a machine that has none; None where GitHub knows no runner of its name.  Raises `GitHubFailure`."""
+    """A record for a machine that has none; None where GitHub knows no runner of its name.  Raises `GitHubFailure`.
+
+    Where the App is suspended or not installed, GitHub can't be asked, and that it names no runner means nothing.
+    """
     name = names_of(seen.id).runner
-    for installation in await installations.all(world.now):
+    known = await installations.all(world.now)
+    if not known:
+        raise Unavailable("the App isn't installed anywhere, so nobody can say whose machine it is")
+    for installation in known:
         if installation.suspended:
-            continue
+            raise Unavailable(f"the App is suspended for {installation.account}")
         for scope in _scopes(installation, seen):
             runner = await _look(github, scope, name)
             if runner is not None:

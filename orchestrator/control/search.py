@@ -61,6 +61,7 @@ class JobSearch:
         """Of the daily round, still to be asked."""
         self._round_at = float("-inf")
         self._all_at = float("-inf")
+        self._all_due = False
         self._in_all = False
 
     async def due(self, lease: Lease, now: float) -> list[Repo]:
@@ -86,6 +87,11 @@ class JobSearch:
         """Ask all that are in use as if none had been asked."""
         self._asked.clear()
         self._missed_some = True
+
+    def ask_all(self) -> None:
+        """Where the App is installed has changed: ask every repository, and not only once a day."""
+        self._all_at = float("-inf")
+        self._all_due = True
 
     def asked_all(self) -> None:
         """Every repository was just asked by someone else."""
@@ -130,10 +136,10 @@ class JobSearch:
             changes.note_searched(now, now - ACTIVE_S)
             await self._store.commit(lease, changes)
         self._all_at = now
-        if now - await self._store.searched_at() < ALL_S:
+        if not self._all_due and now - await self._store.searched_at() < ALL_S:
             return
         for installation in await self._installations.all(now):
             if not installation.suspended:
                 repos = await self._github.repositories(installation.id)
                 self._backlog.extend((installation.id, repo) for repo in repos)
-        self._in_all = True
+        self._in_all, self._all_due = True, False
