@@ -90,7 +90,7 @@ class Hooks:
         """Deliver ``body`` as it is, signed; ``headers`` replace GitHub's."""
         try:
             payload = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             payload = {}
         delivery = self._record(event, None, body, payload if isinstance(payload, dict) else {})
         delivery.request_headers.update(headers or {})

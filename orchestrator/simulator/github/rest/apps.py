@@ -214,7 +214,7 @@ async def show_delivery(call: Call) -> Response:
     it = _delivery(call)
     try:
         payload = json.loads(it.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         payload = None
     content = {
         **present.delivery(it),
