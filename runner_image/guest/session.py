@@ -29,8 +29,10 @@ SEEDING, SEALED, RUNNING, ENDED = "seeding", "sealed", "running", "ended"
 
 MAX_LINE = 8 * 1024
 BEAT_S = 10.0
-BIND_WAIT_S = 300.0
-"""Between the hook's question and the host's word; GitHub's answer to the host may take minutes when it is busy."""
+BIND_WAIT_S = 7200.0
+"""Between the hook's question and the host's word.  No step runs meanwhile, and the machine's lifetime ends the wait in any
+case; so a control plane that is away for an hour delays the job, and doesn't fail it.
+"""
 CHANNEL_GRACE_S = 60.0
 """For how long the channel may be closed while a hook waits: the host's agent may just be starting anew."""
 RETRYABLE_STARTS = 5
