@@ -1,0 +1,234 @@
+"""A whole system on a table: GitHub, the control plane's processes, hosts and guests, and whoever makes trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+from ulid import ULID
+
+from orchestrator.control.sealed import Seal
+from orchestrator.control.settings import ControlSettings
+from orchestrator.core.machine import MachineClass
+from orchestrator.simulator.github.core import GitHub
+from orchestrator.simulator.github.jit import new_key
+from orchestrator.simulator.github.state import Job, Runner
+from policies import load_presets
+from tests.chaos.clockwork import EPOCH, Loop
+from tests.chaos.guest import Guest
+from tests.chaos.journal import Journal
+from tests.chaos.machine import Machine, furnish
+from tests.chaos.mortal import Memory
+from tests.chaos.plane import Api, Worker
+
+REPOSITORIES = ("app", "web", "tools", "flood")
+POLICY = b"mode: enforce\nallow:\n  - host: allowed.example\n"
+LIFETIME_S = 1800
+SECRET = "a webhook secret"
+
+
+class City:
+    def __init__(self, loop: Loop, folder: Path, seed: int, *, hosts: int, lines: list[str] | None = None) -> None:
+        self.loop = loop
+        self.folder = folder
+        self.rng = random.Random(seed)
+        random.seed(seed)
+        self.journal = Journal(self.now, lines)
+        structlog.configure(processors=[self.journal.log], cache_logger_on_first_use=False)
+        self.memory = Memory()
+        self.secret = SECRET
+        self.hinted = asyncio.Event()
+        self.presets = load_presets()
+        self.seal = Seal.in_folder(folder)
+        self.used: Counter[str] = Counter()
+        """Faults of hosts, guests and processes, by kind; GitHub's are counted by the simulator."""
+        self.kills = 0
+        self.deadly = 0.0
+        """Chance that a process that starts has a death in store for it."""
+        self.control_away = False
+        self.archive_full = False
+        self.taken: dict[int, list[str]] = {}
+        """Job to the runners that acquired it."""
+        self.losses: dict[int, str] = {}
+        """Job to what ended its machine in the middle of it."""
+        self.cancelled: set[int] = set()
+        """Jobs that their user cancelled or rejected."""
+        self.strangers: list[str] = []
+        self.lengths: dict[int, float] = {}
+        self.settings = ControlSettings(
+            app_id=424_242,
+            state_dir=str(folder),
+            prefix="t:",
+            classes={"ironcd": MachineClass("ironcd", lifetime_s=LIFETIME_S)},
+        )
+        furnish(self)
+        self.github = self._github()
+        self.api = Api(self)
+        self.worker = Worker(self)
+        self.hosts = [Machine(self, f"h{number}", folder) for number in range(1, hosts + 1)]
+        for host in self.hosts:
+            host.start_agent()
+
+    def _github(self) -> GitHub:
+        made = GitHub(
+            repositories=REPOSITORIES,
+            webhook_url="http://api/webhook",
+            webhook_secret=SECRET,
+            webhook_transport=_Late(self),
+            clock=self.now,
+        )
+        made.faults.by(self.now, random.Random(self.rng.random()))
+        made.rest.spare_keys = [new_key()]
+        for repo in made.state.repositories.values():
+            repo.head_sha = f"{repo.id:040x}"
+            repo.files[repo.default_branch] = {".ironcd/policy.yml": POLICY}
+        self._plant_strangers(made)
+        return made
+
+    def _plant_strangers(self, github: GitHub) -> None:
+        """Registrations that aren't ours: of people, and of another control plane in the same organisation."""
+        key = github.rest.spare_keys[0].public_key()
+        other = "ironcd-" + str(ULID.from_timestamp(EPOCH - 9000)).lower()
+        for name, labels in (("their-runner", ["theirs"]), (other, ["ironcd-other", "ironcd-by-999"])):
+            made = github.engine.add_runner(
+                name=name, owner=github.owner, repository=None, group_id=1, labels=labels, work_folder="_work", key=key
+            )
+            made.created_at = EPOCH + 1e9
+            self.strangers.append(made.name)
+
+    def now(self) -> float:
+        return EPOCH + self.loop.time()
+
+    def make_id(self) -> str:
+        """A ULID out of the seed."""
+        return str(ULID(int(self.now() * 1000).to_bytes(6, "big") + self.rng.randbytes(10)))
+
+    # Questions
+
+    def github_is_away(self) -> bool:
+        return any(fault.name == "outage" and fault.is_on(self.now()) for fault in self.github.faults.responses)
+
+    def is_full(self, path: Path) -> bool:
+        return any(host.disk_full and path.is_relative_to(host.settings.state_dir) for host in self.hosts)
+
+    def length_of(self, job: Job) -> float:
+        return self.lengths.get(job.id, 10.0)
+
+    # Deaths
+
+    def next_death(self, _who: str) -> int | None:
+        """In how many points a process that starts now will die."""
+        return self.rng.randrange(1, 400) if self.rng.random() < self.deadly else None
+
+    def died(self, who: str, again: Callable[[], None]) -> None:
+        self.kills += 1
+        self.used[f"killed-{who if who in ('api', 'worker') else 'agent'}"] += 1
+        self.journal.note(f"{who} died")
+        self.loop.call_later(self.rng.uniform(0.5, 10.0), again)
+
+    # What becomes of jobs
+
+    def acquired(self, job: Job, runner: str, guest: Guest) -> None:
+        self.taken.setdefault(job.id, []).append(runner)
+        self.journal.note(f"job {job.id} taken by {runner} on {guest.machine.name}")
+
+    def guest_ended(self, machine: Machine, guest: Guest, why: str) -> None:
+        job = guest.job
+        if job is not None and job.status == "in_progress":
+            self.losses[job.id] = f"{why} on {machine.name}"
+            self.journal.note(f"job {job.id} lost its machine: {why}")
+
+    def unbound(self, job: Job, why: str) -> None:
+        """Its hook was refused, or nobody answered it."""
+        self.losses[job.id] = f"no policy: {why}"
+        self.journal.note(f"job {job.id} got no policy: {why}")
+
+    def stopped(self, job: Job) -> None:
+        self.losses[job.id] = "stopped"
+        self.journal.note(f"job {job.id} was stopped")
+
+    def stranger_takes(self, job: Job) -> None:
+        """A runner of somebody else's serves a queued job."""
+        github = self.github
+        name = f"stranger-{len(self.strangers)}"
+        runner: Runner = github.engine.add_runner(
+            name=name,
+            owner=github.owner,
+            repository=None,
+            group_id=1,
+            labels=["ironcd"],
+            work_folder="_work",
+            key=github.rest.spare_keys[0].public_key(),
+        )
+        self.strangers.append(name)
+        job.runner, runner.job = runner, job
+        github.engine.acquire(job)
+        self.taken.setdefault(job.id, []).append(name)
+        self.loop.call_later(30.0, github.engine.complete, job, "success")
+
+    def control_back(self) -> None:
+        """One after the other, in either order."""
+        self.control_away = False
+        for process in (self.api, self.worker):
+            self.loop.call_later(self.rng.uniform(0.5, 40.0), process.begin)
+
+    @property
+    def locks_could_run_out(self) -> bool:
+        """GitHub gives a job up whose runner couldn't reach it for ten minutes."""
+        return False
+
+    def people_give_up(self) -> None:
+        """A job of which IronCD says that it will never be served is cancelled by whoever reads that."""
+
+    async def close(self) -> None:
+        self.deadly = 0.0
+        self.control_away = True
+        for host in self.hosts:
+            host.up = False
+            host.kill_agent()
+            for guest in list(host.guests.values()):
+                guest.end()
+        self.api.kill()
+        self.worker.kill()
+        await self.github.hooks.stop()
+        await self.memory.close()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        structlog.reset_defaults()
+
+    async def clockwork(self) -> None:
+        """GitHub's own time."""
+        self.github.hooks.start()
+        while True:
+            try:
+                self.github.pass_time()
+            except Exception as error:  # noqa: BLE001 - whatever it is goes on record
+                self.journal.broke("github", error)
+            await asyncio.sleep(2.0)
+
+
+class _Late:
+    """GitHub's line to the API, whichever process is that at the time."""
+
+    def __init__(self, city: City) -> None:
+        self._city = city
+
+    async def handle_async_request(self, request: Any) -> Any:
+        await asyncio.sleep(self._city.rng.uniform(0.05, 1.0))
+        return await self._city.api.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        pass
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass

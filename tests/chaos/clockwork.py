@@ -1,0 +1,81 @@
+"""Time that passes only when everybody waits: an event loop whose clock jumps to the next thing to happen.
+
+Nothing here reads the machine's clock, starts a thread or touches a socket, so a run depends on its seed alone.  The
+whole process is changed (`install`), which is why such a run is a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import selectors
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+EPOCH = 1_800_000_000.0
+
+
+class Stuck(RuntimeError):
+    """Everybody waits, and for nothing."""
+
+
+class _Jump(selectors.SelectSelector):
+    """In place of waiting for sockets, the clock is turned to the moment that is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise Stuck
+        self.passed += max(0.0, timeout)
+        return []
+
+
+class Loop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jump = _Jump()
+        super().__init__(self._jump)
+
+    def time(self) -> float:
+        return self._jump.passed
+
+    def block(self, seconds: float) -> None:
+        """Somebody holds everything up for so long."""
+        self._jump.passed += seconds
+
+    def run_in_executor(self, _executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """At once, in this thread."""
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            done.set_exception(error)
+        return done
+
+
+def install(loop: Loop) -> None:
+    """Have the whole process tell time by ``loop``."""
+
+    def now() -> float:
+        return EPOCH + loop.time()
+
+    class Virtual(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Any:
+            return dt.datetime.fromtimestamp(now(), tz)
+
+    time.time, time.monotonic, time.sleep = now, loop.time, loop.block  # type: ignore[assignment]
+    for module in _readers_of_dates():
+        module.datetime = Virtual  # type: ignore[attr-defined]
+
+
+def _readers_of_dates() -> list[ModuleType]:
+    """Where githubkit looks how old its proof of being the App is."""
+    import githubkit.auth.app
+    import githubkit.cache.mem_cache
+
+    return [githubkit.auth.app, githubkit.cache.mem_cache]

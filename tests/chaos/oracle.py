@@ -1,0 +1,124 @@
+"""What must be so at the end, whatever happened: nothing here knows of any fault but what it may honestly have cost.
+
+A job was served by one runner, or its user ended it, or a declared rule did, with the reason on record:
+
+* ``infrastructure``: its machine was lost in the middle of it (crash, reboot, a host out of reach for too long);
+* ``refused``: GitHub wouldn't register a runner for it (401, 403, 404, 422), and says why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from orchestrator.control.store import Store
+from orchestrator.simulator.github.state import Job
+from tests.chaos.mortal import Mortal
+
+if TYPE_CHECKING:
+    from tests.chaos.city import City
+
+KEPT_KEYS = frozenset(
+    f"t:{name}"
+    for name in (
+        "counters", "jobs:done", "jobs:done:at", "runners:gone", "runners:gone:at", "sightings", "desired", "desired:sums",
+        "policies", "policies:of", "fence", "known", "dead", "hint", "redelivery", "repos:active", "repos:searched", "inbox",
+    )
+)  # fmt: skip
+"""What Redis holds of a system at rest; ``seen:``, ``foreign:`` and ``jobs:said:`` go by themselves."""
+PASSING = ("t:seen:", "t:foreign:", "t:jobs:said:")
+
+
+class Oracle:
+    def __init__(self, city: City) -> None:
+        self.city = city
+        self.store = Store(city.memory.client(Mortal("oracle")), "t:")
+        self.unreasoned: set[int] = set()
+
+    async def look(self) -> None:
+        """While it runs: a job that waits says for what."""
+        if self.city.memory.away or not self.city.worker.running:
+            return
+        for record in await self.store.live_jobs():
+            job = record.job
+            known_s = self.city.now() - max((moment.at for moment in job.story), default=self.city.now())
+            if job.wants_runner and not job.reason and known_s > 60.0:
+                self.unreasoned.add(job.id)
+                self.city.journal.fault(f"job {job.id} waits and nobody knows for what: {record}")
+
+    async def at_rest(self) -> bool:
+        """Everything that was begun has ended."""
+        if any(job.status != "completed" for job in self.city.github.state.jobs.values()):
+            return False
+        if await self.store.live_runners() or await self.store.live_jobs() or (await self.store.lengths())["inbox"]:
+            return False
+        return not any(await self._leaked())
+
+    async def _leaked(self) -> list[str]:
+        return [f"{kind}: {things}" for kind, things in (await self.leaked()).items() if things]
+
+    async def leaked(self) -> dict[str, list[str]]:
+        """What is left of ours, by kind."""
+        found: dict[str, list[str]] = {}
+        for host in self.city.hosts:
+            for kind, things in host.left().items():
+                found.setdefault(kind, []).extend(f"{host.name}:{thing}" for thing in things)
+        runners = self.city.github.state.runners.values()
+        found["runners"] = [runner.name for runner in runners if runner.name not in self.city.strangers]
+        keys = {key.decode() for key in await self.store.client.keys("t:*")}
+        found["redis_keys"] = sorted(key for key in keys - KEPT_KEYS if not key.startswith(PASSING))
+        found["deliveries"] = ["?"] * (await self.store.lengths())["inbox"]
+        return found
+
+    def foreign_gone(self) -> list[str]:
+        """What is missing of somebody else's."""
+        names = {runner.name for runner in self.city.github.state.runners.values()}
+        planted = [name for name in self.city.strangers if not name.startswith("stranger-")]
+        gone = [f"github: {name}" for name in planted if name not in names]
+        return gone + [what for host in self.city.hosts for what in host.foreign_gone()]
+
+    async def ends(self) -> tuple[Counter[str], list[str]]:
+        """How the jobs ended, by kind, and what is wrong with those that ended otherwise."""
+        kinds: Counter[str] = Counter()
+        wrong = []
+        for job in self.city.github.state.jobs.values():
+            kind = await self._end_of(job)
+            kinds[kind] += 1
+            if kind in ("lost", "served_twice"):
+                record = await self.store.job(job.id)
+                story = [(round(m.at - job.created_at), m.what, m.detail) for m in record.job.story] if record else None
+                had = self.city.taken.get(job.id, [])
+                loss = self.city.losses.get(job.id)
+                wrong.append(f"job {job.id} {kind}: {job.status} {job.conclusion}, had {had}, lost to {loss}: {story}")
+        return kinds, wrong
+
+    async def _end_of(self, job: Job) -> str:
+        city = self.city
+        had = city.taken.get(job.id, [])
+        if len(had) > 1:
+            return "served_twice"
+        if had and had[0].startswith("stranger-"):
+            return "elsewhere"
+        if job.conclusion == "success" and len(had) == 1:
+            return "served"
+        if job.id in city.cancelled and job.status == "completed":
+            return "ended_by_user"
+        if len(had) == 1 and job.status == "completed" and await self._was_declared(job):
+            return "infrastructure"
+        if not had and await self._was_refused(job):
+            return "refused"
+        return "lost"
+
+    async def _was_declared(self, job: Job) -> bool:
+        """Its machine ended in the middle of it, and not by our doing or by a rule that says so."""
+        cause = self.city.losses.get(job.id, "").partition(" on ")[0]
+        if cause in ("crashed", "vanished", "reboot"):
+            return True
+        record = await self.store.job(job.id)
+        runner = await self.store.runner(record.job.runner) if record is not None and record.job.runner else None
+        reason = runner.life.reason if runner is not None else ""
+        return reason in ("host_lost", "lifetime") or (cause == "" and self.city.locks_could_run_out)
+
+    async def _was_refused(self, job: Job) -> bool:
+        record = await self.store.job(job.id)
+        return record is not None and record.permanent.startswith(("GitHub refuses", "GitHub doesn't know it"))

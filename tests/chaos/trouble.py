@@ -1,0 +1,214 @@
+"""Who makes work, and who makes trouble: both out of the seed, and over after a while."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+from orchestrator.simulator.github.catalogue import CATALOGUE, Order, fault_set
+from orchestrator.simulator.github.state import Run
+
+if TYPE_CHECKING:
+    from tests.chaos.city import City
+
+TERMINAL = ("jit-forbidden", "jit-invalid", "jit-missing")
+"""After these a job is refused for good, with GitHub's reason: at most one each, so that jobs remain to be served."""
+UNINSTALLED_S = 90.0
+
+
+async def work(city: City, jobs: int, over_s: float) -> None:
+    """Start ``jobs`` jobs within ``over_s``: matrices, gates, a repository that floods, and people who change their minds."""
+    rng = random.Random(city.rng.random())
+    left = jobs
+    while left:
+        await asyncio.sleep(rng.expovariate(left / over_s) if left < jobs else 0.0)
+        size = min(left, rng.choice((1, 1, 1, 2, 3, 8, 12)))
+        left -= size
+        start_run(city, rng, size)
+        over_s = max(1.0, over_s - 1.0)
+
+
+def start_run(city: City, rng: random.Random, size: int) -> Run:
+    github = city.github
+    repo = rng.choice([*github.state.repositories.values()])
+    gated = rng.random() < 0.15
+    spec = {"runs-on": "ironcd", "steps": [{"run": "true"}]}
+    if gated:
+        spec["environment"] = "production"
+    run = github.create_run(repo.full_name, {"jobs": {f"job{number}": spec for number in range(size)}})
+    for job in run.jobs:
+        city.lengths[job.id] = rng.choice((2.0, 10.0, 40.0, 120.0, 400.0))
+    city.journal.note(f"run {run.id} of {repo.full_name}: {size} jobs{', gated' if gated else ''}")
+    if gated:
+        city.loop.call_later(rng.uniform(10.0, 200.0), _approve, city, run, rng.random() < 0.85)
+    if rng.random() < 0.12:
+        city.loop.call_later(rng.uniform(0.0, 120.0), _cancel, city, run, rng.random())
+    return run
+
+
+def _approve(city: City, run: Run, approved: bool) -> None:
+    for job in city.github.engine.approve(run, approved=approved):
+        if not approved:
+            city.cancelled.add(job.id)
+
+
+def _cancel(city: City, run: Run, share: float) -> None:
+    for number, job in enumerate(run.jobs):
+        if job.status != "completed" and (number + 1) / len(run.jobs) >= share:
+            city.cancelled.add(job.id)
+            city.journal.note(f"job {job.id} is cancelled")
+            city.github.engine.cancel_job(job)
+
+
+async def trouble(city: City, over_s: float) -> None:
+    """Faults of every kind, in an order of their own, all begun within ``over_s``; and processes that die all the while."""
+    rng = random.Random(city.rng.random())
+    kinds = [*CATALOGUE, *HOST_FAULTS] * 2
+    kinds = [kind for kind in kinds if kind not in TERMINAL] + list(TERMINAL)
+    rng.shuffle(kinds)
+    city.deadly = 0.6
+    for kind in kinds:
+        await asyncio.sleep(rng.expovariate(len(kinds) / over_s))
+        city.journal.note(f"trouble: {kind}")
+        if kind in HOST_FAULTS:
+            HOST_FAULTS[kind](city, rng)
+        else:
+            _github(city, kind, rng)
+    city.deadly = 0.0
+
+
+def _github(city: City, kind: str, rng: random.Random) -> None:
+    known = CATALOGUE[kind]
+    if known.for_s is None:
+        count = 1 if kind in TERMINAL else rng.randint(1, 2 * (known.count or 1) + 2)
+        order = Order(kind, count=count, for_s=600.0)
+    else:
+        lasts = UNINSTALLED_S if kind in ("uninstalled", "suspended") else rng.uniform(0.3, 1.2) * known.for_s
+        order = Order(kind, for_s=lasts, chance=0.2 if kind == "errors" else 1.0)
+    city.github.faults.declare(fault_set(order))
+
+
+# What befalls hosts, guests and processes
+
+
+def _crash(city: City, rng: random.Random) -> None:
+    if rng.choice(city.hosts).crash_a_guest():
+        city.used["guest-crashed"] += 1
+
+
+def _fate(fate: str) -> object:
+    def give(city: City, rng: random.Random) -> None:
+        rng.choice(city.hosts).fates.append(fate)
+
+    return give
+
+
+def _reboot(city: City, rng: random.Random) -> None:
+    host = rng.choice(city.hosts)
+    if host.up:
+        city.used["host-rebooted"] += 1
+        host.reboot()
+
+
+def _cut_off(city: City, rng: random.Random) -> None:
+    host = rng.choice(city.hosts)
+    city.used["host-cut-off"] += 1
+    host.cut_off = True
+    city.loop.call_later(rng.choice((20.0, 100.0, 400.0)), setattr, host, "cut_off", False)
+
+
+def _disk(city: City, rng: random.Random) -> None:
+    host = rng.choice(city.hosts)
+    city.used["host-disk-full"] += 1
+    host.disk_full = True
+    city.loop.call_later(rng.uniform(10.0, 90.0), setattr, host, "disk_full", False)
+
+
+def _kill(name: str) -> object:
+    def kill(city: City, rng: random.Random) -> None:
+        victim = {"api": city.api, "worker": city.worker}.get(name)
+        if victim is not None and victim.running:
+            victim.kill()
+        host = rng.choice(city.hosts)
+        if victim is None and host.agent is not None:
+            host.kill_agent()
+
+    return kill
+
+
+def _gateway(city: City, rng: random.Random) -> None:
+    host = rng.choice(city.hosts)
+    city.used["killed-gateway"] += 1
+    city.kills += 1
+    host.gateway.away = True
+    host.gateway.links = {}
+    city.loop.call_later(rng.uniform(0.5, 8.0), _gateway_back, city, host.name)
+
+
+def _gateway_back(city: City, name: str) -> None:
+    next(host for host in city.hosts if host.name == name).gateway.restart()
+
+
+def _flush(city: City, rng: random.Random) -> None:
+    """Another program flushes the packet filter."""
+    city.used["rules-flushed"] += 1
+    rng.choice(city.hosts).flushes()
+
+
+def _redis(city: City, rng: random.Random) -> None:
+    city.used["killed-redis"] += 1
+    city.kills += 1
+    city.memory.away = True
+    city.loop.call_later(rng.uniform(1.0, 20.0), setattr, city.memory, "away", False)
+
+
+def _emptied(city: City, _rng: random.Random) -> None:
+    """By a person's mistake, with everything that runs on it restarted."""
+    city.used["redis-emptied"] += 1
+    city.memory.empty()
+    if city.worker.running:
+        city.worker.kill()
+
+
+def _archive(city: City, rng: random.Random) -> None:
+    city.used["archive-full"] += 1
+    city.archive_full = True
+    city.loop.call_later(rng.uniform(10.0, 60.0), setattr, city, "archive_full", False)
+
+
+def _control_away(city: City, rng: random.Random) -> None:
+    """Both of the control plane's processes, for an hour (some of the time for less)."""
+    city.used["control-away"] += 1
+    city.control_away = True
+    for process in (city.api, city.worker):
+        if process.running:
+            process.kill()
+    city.loop.call_later(rng.choice((60.0, 300.0, 3600.0)), city.control_back)
+
+
+def _stolen(city: City, rng: random.Random) -> None:
+    queued = [job for job in city.github.state.jobs.values() if job.status == "queued" and job.runner is None]
+    if queued:
+        city.used["job-stolen"] += 1
+        city.stranger_takes(rng.choice(queued))
+
+
+HOST_FAULTS = {
+    "guest-crashed": _crash,
+    "guest-mute": _fate("mute"),
+    "guest-hangs": _fate("hangs"),
+    "host-rebooted": _reboot,
+    "host-cut-off": _cut_off,
+    "host-disk-full": _disk,
+    "killed-api": _kill("api"),
+    "killed-worker": _kill("worker"),
+    "killed-agent": _kill("agent"),
+    "killed-gateway": _gateway,
+    "rules-flushed": _flush,
+    "killed-redis": _redis,
+    "redis-emptied": _emptied,
+    "archive-full": _archive,
+    "control-away": _control_away,
+    "job-stolen": _stolen,
+}
