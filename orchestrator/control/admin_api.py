@@ -26,6 +26,7 @@ from orchestrator.control.store import Store
 from orchestrator.control.views import host_view, job_story, job_view, runner_story, runner_view, runners_by_host
 from orchestrator.core.errors import StoreError
 from orchestrator.core.quarantine import of_host
+from orchestrator.core.wire import Desired
 
 LIMIT = 10_000
 
@@ -104,9 +105,16 @@ class AdminApi:
         ward = await self._ask(self._store.ward())
         views = [
             host_view(name, sightings.get(name), runners.get(name, ()), now, cordon=cordoned.get(name), ward=ward)
+            | {"warm_wanted": await self._warm_wanted(name)}
             for name in names
         ]
         return _json({"hosts": views})
+
+    async def _warm_wanted(self, host: str) -> dict[str, int]:
+        """Class name to how many machines of it should wait on ``host``, of the classes that want any."""
+        _, raw = await self._ask(self._store.desired(host))
+        classes = msgspec.json.decode(raw, type=Desired).classes if raw is not None else ()
+        return {machine.name: machine.warm for machine in classes if machine.warm}
 
     async def cordon(self, host: str, why: str = Query(default="", max_length=200)) -> Response:
         await self._must_know(host)

@@ -213,6 +213,7 @@ def _runners(runners: Iterable[RunnerRecord]) -> Iterator[Metric]:
 def _hosts(sightings: dict[str, Sighting], runners: Iterable[RunnerRecord], now: float) -> Iterator[Metric]:
     capacity = GaugeMetricFamily("ironcd_host_capacity", "What a host can give in all", labels=["host", "what"])
     free = GaugeMetricFamily("ironcd_host_free", "What a host has left to give", labels=["host", "what"])
+    warm = GaugeMetricFamily("ironcd_host_warm", "Machines that wait for a job", labels=["host", "class"])
     silent = GaugeMetricFamily("ironcd_host_silent_seconds", "Since a host's last report", labels=["host"])
     problems = GaugeMetricFamily("ironcd_host_problems", "What a host complains of", labels=["host", "code"])
     by_host = runners_by_host(runners)
@@ -223,7 +224,9 @@ def _hosts(sightings: dict[str, Sighting], runners: Iterable[RunnerRecord], now:
         for what in ("vcpus", "memory_mib", "disk_gib", "gpus"):
             capacity.add_metric([host, what], getattr(seen.capacity, what))
             free.add_metric([host, what], getattr(left, what))
+        for name, count in Counter(machine.machine_class for machine in seen.warm).items():
+            warm.add_metric([host, name], count)
         silent.add_metric([host], max(0.0, now - sighting.at))
         for code, count in Counter(problem.code for problem in seen.problems).items():
             problems.add_metric([host, code], count)
-    yield from (capacity, free, silent, problems)
+    yield from (capacity, free, warm, silent, problems)

@@ -25,7 +25,7 @@ def list_hosts(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json(hosts)
         return
-    columns = ("host", "state", "#vcpus", "#memory MiB", "#disk GiB", "accelerator", "#runners", "problems")
+    columns = ("host", "state", "#vcpus", "#memory MiB", "#disk GiB", "accelerator", "#runners", "#warm", "problems")
     print_table(columns, (_row(host) for host in hosts))
 
 
@@ -71,8 +71,17 @@ def _row(host: dict[str, object]) -> tuple[object, ...]:
         room.get("disk_gib", ""),
         host.get("accelerator", ""),
         len(runners) if isinstance(runners, list) else "",
+        _warm(host),
         "; ".join([*_held(host), *(str(p["message"]) for p in (problems if isinstance(problems, list) else ()))]),
     )
+
+
+def _warm(host: dict[str, object]) -> str:
+    """How many machines wait of how many that should; empty where none should."""
+    waiting, wanted = host.get("warm"), host.get("warm_wanted")
+    there = len(waiting) if isinstance(waiting, list) else 0
+    total = sum(wanted.values()) if isinstance(wanted, dict) else 0
+    return f"{there}/{total}" if there or total else ""
 
 
 def _held(host: dict[str, object]) -> list[str]:

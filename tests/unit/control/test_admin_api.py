@@ -7,13 +7,17 @@ from pathlib import Path
 
 import fakeredis
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.control import admin_api, metrics
 from orchestrator.control.auth import AdminToken
+from orchestrator.control.records import Sighting
 from orchestrator.control.store import Store
+from orchestrator.core.machine import MachineClass
+from orchestrator.core.wire import ObservedWarm
 
 from .stage import Stage
 
@@ -148,3 +152,15 @@ async def test_metrics_without_redis() -> None:
     text = (await metrics.scrape(Store(fakeredis.FakeAsyncRedis(server=server)))).decode()
     assert "ironcd_store_up 0.0" in text
     assert "ironcd_runners{" not in text
+
+
+async def test_machines_that_wait(client: httpx.AsyncClient, stage: Stage) -> None:
+    stage.settings.classes["ironcd"] = MachineClass("ironcd", warm=2)
+    sighting = Sighting(stage.now, stage.hosts["h1"].report(stage.now))
+    seen = msgspec.structs.replace(sighting.observed, warm=(ObservedWarm("01J" + "0" * 23, "ironcd", stage.now),))
+    await stage.store.put_sighting(msgspec.structs.replace(sighting, observed=seen))
+    await stage.look()
+    (h1, *_) = (await client.get("/api/v1/hosts")).json()["hosts"]
+    assert [machine["machine_class"] for machine in h1["warm"]] == ["ironcd"]
+    assert h1["warm_wanted"] == {"ironcd": 2}
+    assert 'ironcd_host_warm{class="ironcd",host="h1"} 1.0' in (await client.get("/metrics")).text

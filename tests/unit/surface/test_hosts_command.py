@@ -75,3 +75,18 @@ def test_a_quarantine_stands_among_a_hosts_problems(
     shown = " ".join(capsys.readouterr().out.split())
     assert "3 starts failed" in shown
     assert "image default: old" in shown
+
+
+def test_the_list_shows_how_many_machines_wait_of_how_many_should(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = [
+        {"host": "h1", "state": "up", "warm": [{"id": "x"}], "warm_wanted": {"ironcd": 2, "ironcd-large": 1}},
+        {"host": "h2", "state": "up", "warm": [], "warm_wanted": {}},
+    ]
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, json={"hosts": hosts}))
+    monkeypatch.setattr(ApiClient, "of", lambda _settings: ApiClient("http://test", "t", transport=transport))
+    assert run("list") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("h")}
+    assert "1/3" in lines["h1"]
+    assert "/" not in lines["h2"]
