@@ -7,12 +7,13 @@
 ``GET /api/v1/runners/{id}``
 ``GET /api/v1/hosts``
 ``POST .../hosts/{host}``    ``/cordon?why=`` has it get no new runner, ``/uncordon`` takes that back
-``GET /api/v1/policy``       ``?repo=``: what the latest job of a repository was given, rule by rule
+``GET /api/v1/policy``       ``?repo=``: what a job of a repository would get now, rule by rule; ``?job=``: what a job got
 ===========================  ============================================================================
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
+from orchestrator.control.policy_archive import PolicyArchive
+from orchestrator.control.policy_questions import ask, is_repo
 from orchestrator.control.records import JobRecord, RunnerRecord
 from orchestrator.control.store import Store
 from orchestrator.control.views import host_view, job_story, job_view, runner_story, runner_view, runners_by_host
@@ -37,10 +40,17 @@ class AdminApi:
     """``hosts``: the names of those that are configured, seen or not."""
 
     def __init__(
-        self, store: Store, *, hosts: frozenset[str] = frozenset(), clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        *,
+        hosts: frozenset[str] = frozenset(),
+        policies: PolicyArchive | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """``policies``: those that were in force, for questions about jobs that are over."""
         self._store = store
         self._hosts = hosts
+        self._policies = policies
         self._clock = clock
 
     async def jobs(
@@ -133,11 +143,34 @@ class AdminApi:
         if host not in self._hosts and host not in await self._ask(self._store.sightings()):
             raise HTTPException(404, f"no host {host} is known")
 
-    async def policy(self, repo: str) -> Response:
-        known = await self._ask(self._store.policy_of(repo))
-        if known is None:
-            raise HTTPException(404, f"no job of {repo} was given a policy yet")
-        return _json({"repo": repo, "at": known.at, "digest": known.policy.digest, "policy": known.policy})
+    async def policy(self, repo: str = "", job: int = 0) -> Response:
+        if job:
+            return await self._policy_of_job(job)
+        if not is_repo(repo):
+            raise HTTPException(400, "repo= is owner/name, or job= is the id of a job")
+        answer = await self._ask(ask(self._store, repo, self._clock()))
+        if answer is None:
+            raise HTTPException(503, "the worker doesn't answer: see whether it runs")
+        if answer.unavailable:
+            raise HTTPException(503, answer.reason)
+        return _json({**msgspec.to_builtins(answer), "digest": answer.policy.digest if answer.policy else ""})
+
+    async def _policy_of_job(self, job_id: int) -> Response:
+        record = await self._ask(self._store.job(job_id))
+        if record is None:
+            raise HTTPException(404, f"no job {job_id} is known")
+        told = {"repo": record.job.repo, "job": job_id}
+        runner = next((one for one in reversed(await self._runners_of(record)) if one.bound), None)
+        if runner is None:
+            reason = record.refusal or record.job.reason or "no policy was put in force for it"
+            return _json({**told, "at": record.job.created_at, "reason": reason})
+        policy = await self._ask(self._store.policy(runner.policy))
+        if policy is None and self._policies is not None:
+            policy = await asyncio.to_thread(self._policies.get, runner.policy)
+        if policy is None:
+            raise HTTPException(404, f"the policy {runner.policy} of job {job_id} isn't kept any more")
+        at = runner.marks.get("policy_bound", record.job.started_at)
+        return _json({**told, "at": at, "digest": runner.policy, "policy": policy})
 
     async def _runners_of(self, record: JobRecord) -> list[RunnerRecord]:
         found = [await self._ask(self._store.runner(runner_id)) for runner_id in record.runners]

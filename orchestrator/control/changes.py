@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from orchestrator.control.records import JobRecord, RepoPolicy, RunnerRecord, Sum, Swept
+from orchestrator.control.records import JobRecord, RunnerRecord, Sum, Swept
 from orchestrator.core.inbox import Keys
 from orchestrator.core.policy import Policy
 from orchestrator.core.quarantine import Ward
@@ -74,8 +74,13 @@ class Names(Keys, frozen=True):
         return self.prefix + "policies"
 
     @property
-    def policies_of(self) -> str:
-        return self.prefix + "policies:of"
+    def questions(self) -> str:
+        """List of what the API asks the worker."""
+        return self.prefix + "questions"
+
+    def answer(self, question: str) -> str:
+        """List with the one answer to a question."""
+        return f"{self.prefix}answer:{question}"
 
     @property
     def jit(self) -> str:
@@ -158,9 +163,6 @@ class Changes:
 
     def put_policy(self, policy: Policy) -> None:
         self._add("HSET", self._names.policies, policy.digest, _encode(policy))
-
-    def put_policy_of(self, repo: str, policy: Policy, at: float) -> None:
-        self._add("HSET", self._names.policies_of, repo, _encode(RepoPolicy(at, policy)))
 
     def put_jit(self, runner: str, sealed: bytes, lasts_s: int) -> None:
         self._add("SET", self._names.jit + runner, sealed, "EX", lasts_s)

@@ -57,6 +57,10 @@ class PolicyText(msgspec.Struct, frozen=True):
     text: bytes
     url: str
     """Where a person reads it."""
+    branch: str = ""
+    """The default branch's name."""
+    blob: str = ""
+    """Git's own hash of the file."""
 
 
 class Installation(msgspec.Struct, frozen=True):

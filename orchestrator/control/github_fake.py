@@ -7,6 +7,7 @@ is called before and after each call takes effect and may raise: an answer lost 
 from __future__ import annotations
 
 import base64
+import hashlib
 import itertools
 from collections.abc import Callable
 from typing import Literal
@@ -127,7 +128,10 @@ class FakeGitHub:
         with self._call("read_file"):
             self._known(installation)
             text = self.files.get((repo, path))
-            return None if text is None else PolicyText(text, f"https://github.example/{repo}/blob/HEAD/{path}")
+            if text is None:
+                return None
+            blob = hashlib.sha1(b"blob %d\0" % len(text) + text, usedforsecurity=False).hexdigest()
+            return PolicyText(text, f"https://github.example/{repo}/blob/main/{path}", "main", blob)
 
     async def installations(self) -> list[Installation]:
         with self._call("installations"):

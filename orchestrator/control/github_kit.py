@@ -11,6 +11,7 @@ import binascii
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 from githubkit import AppAuthStrategy, GitHub, TokenAuthStrategy
@@ -185,7 +186,9 @@ class KitGitHub:
             text = base64.b64decode(seen["content"])
         except (KeyError, TypeError, binascii.Error) as error:
             raise Refused(f"{path} of {repo} has no content that can be read") from error
-        return PolicyText(text, str(seen.get("html_url") or f"{repo}/{path}"))
+        branch = parse_qs(urlsplit(str(seen.get("url") or "")).query).get("ref", [""])[0]
+        url = str(seen.get("html_url") or f"{repo}/{path}")
+        return PolicyText(text, url, branch, str(seen.get("sha") or ""))
 
     # The App
 

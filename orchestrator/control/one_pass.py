@@ -31,6 +31,7 @@ from orchestrator.control.observe import observe, strays
 from orchestrator.control.orders import Orders
 from orchestrator.control.orphans import sweep
 from orchestrator.control.policies import PolicyBook
+from orchestrator.control.policy_archive import PolicyArchive
 from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import Entry, Finished, JobRecord, Snapshot
 from orchestrator.control.recover import find_jobs, take_back
@@ -59,6 +60,7 @@ class Means(msgspec.Struct, frozen=True):
     installations: Installations
     seal: Seal
     archive: Path
+    policies: PolicyArchive
     make_id: Callable[[], str]
     search: JobSearch
     urgent: GitHub
@@ -246,6 +248,8 @@ class Pass:
     async def _write(self) -> None:
         """Record all that has changed, in one write."""
         async with self._writing:
+            if self.world.new_policies:
+                await asyncio.to_thread(self.means.policies.put, self.world.new_policies)
             changes = self.means.store.changes()
             self.world.take_changes(changes)
             for runner_id, sealed in self.orders.sealed.items():

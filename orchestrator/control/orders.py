@@ -222,6 +222,6 @@ class Orders:
             world.tell_job(job_id, "policy_refused", policy.reason)
             world.put_job(msgspec.structs.replace(world.jobs[job_id], refusal=policy.summary))
             return
-        world.use_policy(policy, job.repo)
+        world.use_policy(policy)
         record = msgspec.structs.replace(record, policy=policy.digest, bound=True)
         world.put_runner(record.tell(world.now, "policy_sent", f"{policy.mode}, {len(policy.rules)} rules"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.control.github import GitHub, Refused
+from orchestrator.control.github import GitHub, PolicyText, Refused
 from orchestrator.core.effective import baseline_policy, effective_policy
 from orchestrator.core.errors import PolicyErrors, UserError
 from orchestrator.core.policy import Policy
@@ -43,8 +43,7 @@ class RefusedPolicy(msgspec.Struct, frozen=True):
 
 class _Read(msgspec.Struct, frozen=True):
     at: float
-    text: bytes | None
-    source: str
+    file: PolicyText | None
 
 
 class PolicyBook:
@@ -82,14 +81,19 @@ class PolicyBook:
     ) -> Policy | RefusedPolicy:
         try:
             own = None
-            if read.text is not None:
-                own = read_policy(read.text, source=PATH, presets=self._presets, image_presets=images)
+            if read.file is not None:
+                own = read_policy(read.file.text, source=PATH, presets=self._presets, image_presets=images)
         except UserError as error:
             return RefusedPolicy(error.message, error.remedy)
         try:
             return effective_policy(organisation, own, self._presets.builtin, images)
         except UserError as error:
             return RefusedPolicy(error.message, error.remedy, forbids=isinstance(error, PolicyErrors))
+
+    def file_of(self, installation: int, repo: str) -> PolicyText | None:
+        """The repository's file as it was read last; None where it has none, or wasn't read."""
+        read = self._read.get((installation, repo))
+        return read.file if read is not None else None
 
     def forget(self, repo: str) -> None:
         """Read its file again the next time."""
@@ -102,7 +106,7 @@ class PolicyBook:
             read = self._read.get(key)
             if read is None or not 0 <= now - read.at < self._fresh_s:
                 found = await self._github.read_file(installation, repo, PATH)
-                read = self._read[key] = _Read(now, found.text if found else None, found.url if found else "")
+                read = self._read[key] = _Read(now, found)
             return read
 
     def _organisation_policy(self, images: ImagePresets | None) -> PolicyFile | None:

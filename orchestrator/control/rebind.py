@@ -42,18 +42,18 @@ class Rebind:
         if not self._is_bound(record):
             return
         if not isinstance(policy, RefusedPolicy):
-            self._send(record, job.repo, policy, "policy_sent", f"{policy.mode}, {len(policy.rules)} rules")
+            self._send(record, policy, "policy_sent", f"{policy.mode}, {len(policy.rules)} rules")
         elif policy.forbids:
-            self._send(record, job.repo, world.baseline, "policy_withdrawn", policy.reason)
+            self._send(record, world.baseline, "policy_withdrawn", policy.reason)
         else:
             world.change_runner(runner_id, waiting=f"its policy stays as it was: {policy.reason}")
 
-    def _send(self, record: RunnerRecord, repo: str, policy: Policy, what: str, detail: str) -> None:
+    def _send(self, record: RunnerRecord, policy: Policy, what: str, detail: str) -> None:
         world, digest = self._world, self._digest(policy)
         if record.policy == digest:
             world.change_runner(record.id, waiting="")
             return
-        world.use_policy(policy, repo)
+        world.use_policy(policy)
         record = msgspec.structs.replace(record, policy=digest, generation=record.generation + 1, waiting="")
         world.put_runner(record.tell(world.now, what, detail))
 

@@ -16,6 +16,7 @@ from orchestrator.control.installations import Installations
 from orchestrator.control.one_pass import Means, Pass
 from orchestrator.control.orphans import ORPHAN_S
 from orchestrator.control.policies import PolicyBook
+from orchestrator.control.policy_archive import POLICIES, PolicyArchive
 from orchestrator.control.redelivery import Redelivery
 from orchestrator.control.sealed import Seal
 from orchestrator.control.search import JobSearch
@@ -58,12 +59,25 @@ class Reconciler:
             github, presets, organisation_file=settings.organisation_policy_file, fresh_s=settings.pace.policy_s
         )
         archive = Path(settings.state_dir) / "archive"
+        policies = PolicyArchive(Path(settings.state_dir) / POLICIES)
         installations = Installations(github)
         search = self._search = JobSearch(
             store, github, installations, every_s=settings.pace.search_s, share=governor.share
         )
         self._means = Means(
-            store, github, settings, book, installations, seal, archive, make_id, search, urgent, governor, set()
+            store,
+            github,
+            settings,
+            book,
+            installations,
+            seal,
+            archive,
+            policies,
+            make_id,
+            search,
+            urgent,
+            governor,
+            set(),
         )
         self._redelivery = Redelivery(store, github)
         self._swept = float("-inf")

@@ -11,7 +11,6 @@ from orchestrator.core.flow import Identity
 from orchestrator.core.inbox import Delivery
 from orchestrator.core.job import Job, Moment
 from orchestrator.core.names import names_of
-from orchestrator.core.policy import Policy
 from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner import Runner
 from orchestrator.core.wire import Failure, Observed, Proof, Start
@@ -140,13 +139,6 @@ class Swept(msgspec.Struct, frozen=True):
     """Every delivery up to this id arrived, was given up, or is too old."""
     tried: dict[str, Tried] = {}
     """By guid."""
-
-
-class RepoPolicy(msgspec.Struct, frozen=True):
-    """What the latest job of a repository was given, and when."""
-
-    at: float
-    policy: Policy
 
 
 class Finished(msgspec.Struct, frozen=True):

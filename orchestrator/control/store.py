@@ -16,7 +16,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.control.changes import Changes, Names
-from orchestrator.control.records import Entry, JobRecord, RepoPolicy, RunnerRecord, Sighting, Snapshot, Sum, Swept
+from orchestrator.control.records import Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.policy import Policy
@@ -186,10 +186,17 @@ class Store:
             known = self._policies[digest] = msgspec.json.decode(raw, type=Policy)
         return known
 
-    async def policy_of(self, repo: str) -> RepoPolicy | None:
-        """What the latest job of ``repo`` was given; None where it had none."""
-        raw = await self._ask(self.client.hget(self.names.policies_of, repo))
-        return None if raw is None else msgspec.json.decode(raw, type=RepoPolicy)
+    async def push(self, key: str, value: bytes, *, lasts_s: float) -> None:
+        """Append to a list, which is forgotten after so long without another."""
+        async with self.client.pipeline(transaction=True) as pipe:
+            pipe.rpush(key, value)
+            pipe.pexpire(key, round(lasts_s * 1000))
+            await self._ask(pipe.execute())
+
+    async def pop(self, key: str, *, wait_s: float) -> bytes | None:
+        """The first of a list, waited for so long: less than a client's patience with Redis."""
+        found = await self._ask(self.client.blpop([key], timeout=wait_s))
+        return None if found is None else bytes(found[1])
 
     async def active_repos(self, since: float) -> list[tuple[int, str]]:
         """Installation and name of each repository of which a job changed since then."""

@@ -27,6 +27,7 @@ from orchestrator.control.github_governed import GovernedGitHub
 from orchestrator.control.github_kit import KitGitHub
 from orchestrator.control.github_transport import Gauge
 from orchestrator.control.governor import Governor
+from orchestrator.control.policy_questions import PolicyAnswers, answer_forever
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
@@ -58,11 +59,12 @@ def run(settings: ControlSettings, presets: Presets, blocked_of: BlockedOf | Non
     seal = Seal.in_folder(Path(settings.state_dir))
     with _loop() as loop:
         worker = Worker(settings, github, presets, seal, loop)
-        telling = asyncio.run_coroutine_threadsafe(worker.tell(blocked_of), loop)
+        beside = [asyncio.run_coroutine_threadsafe(task, loop) for task in (worker.tell(blocked_of), worker.answer())]
         try:
             worker.work()
         finally:
-            telling.cancel()
+            for task in beside:
+                task.cancel()
             asyncio.run_coroutine_threadsafe(worker.close(), loop).result(timeout=30)
 
 
@@ -77,6 +79,7 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._github = github
+        self._presets = presets
         self._loop = loop
         self._store = Store.at(settings.redis_url, settings.prefix)
         self._governor = Governor(clock=time.time, limits=github.gauge.limits)
@@ -125,6 +128,11 @@ class Worker:
                 log.warning("round_lost", error=error.message)
             except Exception:
                 log.exception("round_failed")
+
+    async def answer(self) -> None:
+        """Until cancelled: answer what the API asks about policies."""
+        github = GovernedGitHub(self._github, self._governor)
+        await answer_forever(PolicyAnswers(self._store, github, self._settings, self._presets))
 
     async def close(self) -> None:
         await self._github.close()

@@ -75,7 +75,6 @@ class World:
         self._jobs_changed: set[int] = set()
         self._runners_changed: set[str] = set()
         self._policies: dict[str, Policy] = {}
-        self._policy_of: dict[str, Policy] = {}
         self._counts: dict[str, int] = {}
         self._durations: list[tuple[str, float]] = []
 
@@ -182,11 +181,14 @@ class World:
 
     # Policies and counters
 
-    def use_policy(self, policy: Policy, repo: str = "") -> None:
-        """Have ``policy`` recorded; ``repo``: as what holds for that repository."""
+    def use_policy(self, policy: Policy) -> None:
+        """Have ``policy`` recorded."""
         self._policies[policy.digest] = policy
-        if repo:
-            self._policy_of[repo] = policy
+
+    @property
+    def new_policies(self) -> tuple[Policy, ...]:
+        """Those that are to be recorded with the next changes."""
+        return tuple(self._policies.values())
 
     def count(self, counter: str, by: int = 1) -> None:
         self._counts[counter] = self._counts.get(counter, 0) + by
@@ -197,8 +199,6 @@ class World:
         """Put what changed since the last time into ``changes``."""
         for policy in self._policies.values():
             changes.put_policy(policy)
-        for repo, policy in self._policy_of.items():
-            changes.put_policy_of(repo, policy, self.now)
         self._put_runners(changes)
         changed = [self.jobs[job_id] for job_id in sorted(self._jobs_changed) if job_id in self.jobs]
         for job in changed:
@@ -219,7 +219,7 @@ class World:
             changes.count(counter, by)
         for phase, seconds in self._durations:
             changes.observe_phase(phase, seconds)
-        self._policies, self._policy_of, self._counts, self._durations = {}, {}, {}, []
+        self._policies, self._counts, self._durations = {}, {}, []
         self._runners_changed, self._jobs_changed = set(), set()
 
     def _put_runners(self, changes: Changes) -> None:

@@ -23,6 +23,7 @@ from starlette.types import Lifespan, Receive, Scope, Send
 from orchestrator import audit
 from orchestrator.control import admin_api, hosts_api, metrics, quarantine_api
 from orchestrator.control.auth import AdminToken, HostTokens
+from orchestrator.control.policy_archive import POLICIES, PolicyArchive
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
@@ -64,6 +65,7 @@ def create_app(settings: ControlSettings) -> FastAPI:
     tokens = HostTokens(settings.hosts)
     hosts = hosts_api.HostsApi(store, Seal.in_folder(Path(settings.state_dir)), tokens, hint=hints)
     admin = AdminToken(settings.admin_token_file)
+    policies = PolicyArchive(Path(settings.state_dir) / POLICIES)
     ledger = audit.Ledger(Path(settings.state_dir) / "audit")
 
     @asynccontextmanager
@@ -87,7 +89,7 @@ def create_app(settings: ControlSettings) -> FastAPI:
     app = ControlApi(receiver, lifespan=lifespan)
     app.include_router(receiver_routes(receiver))
     app.include_router(hosts_api.router(hosts))
-    app.include_router(admin_api.router(admin_api.AdminApi(store, hosts=tokens.hosts), admin))
+    app.include_router(admin_api.router(admin_api.AdminApi(store, hosts=tokens.hosts, policies=policies), admin))
     app.include_router(quarantine_api.router(quarantine_api.QuarantineApi(store), admin))
     app.include_router(audit.router(ledger, host=tokens, admin=admin))
     app.include_router(metrics.router(store, hosts=tokens.hosts))

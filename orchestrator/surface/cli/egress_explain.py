@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,13 @@ def register(app: typer.Typer) -> None:
 def explain(
     host: Annotated[str, typer.Argument(help="Host name or IPv4 address that a job wants to reach.")],
     *,
-    repo: Annotated[str, typer.Option(help="Repository (owner/name): the policy that its latest job was given.")] = "",
+    repo: Annotated[
+        str,
+        typer.Option(
+            help="Repository (owner/name): its default branch at GitHub as it is now, under the organisation's policy of now."
+        ),
+    ] = "",
+    job: Annotated[int, typer.Option(help="The policy that this job got (GitHub's id), in place of --repo.")] = 0,
     file: Annotated[
         Path | None,
         typer.Option(help="A repository's policy file in place of --repo; under the organisation's policy."),
@@ -34,10 +39,12 @@ def explain(
 ) -> None:
     """Say whether a job may reach a host: the rule that wins, where it is written, and what to write if none does.
 
-    Without --repo and --file it is the organisation's policy that is asked. Ends with status 0 where the host is allowed, 1
-    where it is blocked or would be, 2 where the question can't be answered.
+    Without --repo, --job and --file it is the organisation's policy that is asked. Ends with status 0 where the host is
+    allowed, 1 where it is blocked or would be, 2 where the question can't be answered.
 
     Example: [bold]ironcd egress explain registry.example.com --repo acme/shop[/bold]
+
+    Example: [bold]ironcd egress explain registry.example.com --job 48213 --json[/bold]
 
     Example: [bold]ironcd egress explain 203.0.113.7 --port 22 --file .ironcd/policy.yml[/bold]
     """
@@ -46,13 +53,13 @@ def explain(
     from orchestrator.core.host_pattern import HostProblem
     from orchestrator.surface.cli.terminal import print_json
 
-    if repo and file is not None:
-        raise UserError("--repo and --file name two policies", code="bad-option", remedy="Give one of them.")
+    if sum((bool(repo), bool(job), file is not None)) > 1:
+        raise UserError("--repo, --job and --file name several policies", code="bad-option", remedy="Give one of them.")
     try:
         target = target_of(host, port)
     except HostProblem as problem:
         raise UserError(problem.message, code="bad-option", remedy=f"{problem.remedy}.") from problem
-    made, source = _asked(target, repo, file, under)
+    made, source = _asked(target, repo, job, file, under)
     if as_json:
         print_json(_plain(made, source))
     else:
@@ -60,7 +67,7 @@ def explain(
     raise typer.Exit(0 if made.decision.verdict == "allowed" else 1)
 
 
-def _asked(target: Any, repo: str, file: Path | None, under: Path | None) -> tuple[Explanation, str]:
+def _asked(target: Any, repo: str, job: int, file: Path | None, under: Path | None) -> tuple[Explanation, str]:
     from orchestrator.core import explain as core
     from orchestrator.surface.api_client import ApiClient
     from orchestrator.surface.egress import policies
@@ -68,10 +75,10 @@ def _asked(target: Any, repo: str, file: Path | None, under: Path | None) -> tup
     from policies import load_presets
 
     settings, presets = GLOBAL.settings(), load_presets()
-    if repo:
-        given = policies.given_to(ApiClient.of(settings), repo)
-        when = datetime.fromtimestamp(given.at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        return core.explain(given.policy, target, presets), f"the policy of {repo}, as its latest job got it ({when})"
+    if repo or job:
+        client = ApiClient.of(settings)
+        given = policies.given_now(client, repo) if repo else policies.given_then(client, job)
+        return core.explain(given.policy, target, presets), given.source
     images = policies.image_presets(settings)
     unknown = "" if images is not None else "; what apt, node and pypi add isn't known: there is no image here"
     if file is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -16,34 +17,64 @@ from orchestrator.core.yaml_text import SIZE_LIMIT
 from orchestrator.surface.api_client import ApiClient
 from orchestrator.surface.settings import Settings
 
+PATH = ".ironcd/policy.yml"
+
 ImagePresets = dict[str, tuple[str, ...]]
 
 
 class Given(msgspec.Struct, frozen=True):
-    """What the latest job of a repository was given; ``at`` in seconds since the epoch."""
+    """What a job would get now, or got then; ``at`` in seconds since the epoch."""
 
     repo: str
     at: float
-    digest: str
     policy: Policy
+    digest: str
+    branch: str = ""
+    blob: str = ""
+    url: str = ""
+    organisation: bool = False
+    job: int = 0
+
+    @property
+    def source(self) -> str:
+        """Where it was read, in words."""
+        when = datetime.fromtimestamp(self.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        if self.job:
+            return f"the policy that job {self.job} of {self.repo} got ({when}, {self.digest})"
+        file = f"{PATH} of {self.repo}, branch {self.branch}, blob {self.blob[:12]}"
+        read = file if self.blob else f"{self.repo}, which has no {PATH} on its default branch"
+        above = ", under the organisation's policy" if self.organisation else ""
+        return f"{read}{above} (as of {when})"
+
+
+class _NotGiven(msgspec.Struct):
+    """Why there is no policy."""
+
+    reason: str
+    remedy: str = ""
 
 
 class _Manifest(msgspec.Struct):
     presets: ImagePresets = {}
 
 
-def given_to(client: ApiClient, repo: str) -> Given:
-    """The policy of the latest job of ``repo``.  Raises UserError where it had none."""
-    try:
-        return msgspec.convert(client.get("policy", {"repo": repo}), Given)
-    except UserError as error:
-        if error.code != "not-found":
-            raise
-        raise UserError(
-            f"no job of {repo} was given a policy yet",
-            code="not-found",
-            remedy="Name the repository as owner/name, or give its policy as a file: --file .ironcd/policy.yml",
-        ) from error
+def given_now(client: ApiClient, repo: str) -> Given:
+    """What a job of ``repo`` would get now, read from GitHub by the control plane.  Raises UserError where it'd be refused."""
+    return _given(client, {"repo": repo}, f"a job of {repo} would be refused")
+
+
+def given_then(client: ApiClient, job: int) -> Given:
+    """What job ``job`` got.  Raises UserError where it got nothing."""
+    return _given(client, {"job": job}, f"job {job} got no policy")
+
+
+def _given(client: ApiClient, asked: dict[str, str | int | float | None], none: str) -> Given:
+    told = client.get("policy", asked)
+    if told.get("policy") is not None:
+        return msgspec.convert(told, Given)
+    why = msgspec.convert(told, _NotGiven)
+    remedy = why.remedy or "`ironcd jobs show ID` tells a job's story."
+    raise UserError(f"{none}: {why.reason}", code="policy-refused", remedy=remedy)
 
 
 def read_file(path: Path, scope: Scope, presets: Presets, images: ImagePresets | None) -> PolicyFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -154,6 +155,8 @@ async def test_files_of_the_default_branch(place: Place) -> None:
     assert found is not None
     assert found.text == POLICY
     assert found.url.startswith("http")
+    blob = hashlib.sha1(b"blob %d\0" % len(POLICY) + POLICY, usedforsecurity=False).hexdigest()
+    assert (found.branch, found.blob) == ("main", blob)
     assert await place.github.read_file(place.installation, "acme/app", ".ironcd/other.yml") is None
 
 

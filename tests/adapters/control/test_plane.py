@@ -150,9 +150,11 @@ class Plane:
 def _done(wish: DesiredRunner, seen: ObservedRunner | None, now: float) -> ObservedRunner:
     marks = dict(seen.marks) if seen is not None else {}
     if wish.wish == "gone":
-        return ObservedRunner(wish.id, "absent", {**marks, "all_gone": now}, proof=Proof(*[True] * 9, looked_at=now))
+        return ObservedRunner(
+            wish.id, "absent", marks={**marks, "all_gone": now}, proof=Proof(*[True] * 9, looked_at=now)
+        )
     marks |= {mark: now for mark in BOOTED if mark not in marks}
-    return ObservedRunner(wish.id, "running", marks, policy=wish.policy.digest, generation=wish.generation)
+    return ObservedRunner(wish.id, "running", marks=marks, policy=wish.policy.digest, generation=wish.generation)
 
 
 @pytest.fixture
@@ -212,6 +214,10 @@ def test_a_job_from_webhook_to_proof(plane: Plane) -> None:
     assert len(plane.jits) >= 1
     listen(plane)
     plane.wait_for(lambda: in_force(plane, job_id), "the policy")
+    plane.simulator.put_file("app", ".ironcd/policy.yml", b"mode: enforce\nallow: []\n")
+    then, now = (plane.admin.get(f"/api/v1/policy?{asked}").json() for asked in (f"job={job_id}", "repo=acme/app"))
+    assert [told["policy"]["rules"][-1].get("host") == "allowed.example" for told in (then, now)] == [True, False]
+    assert (now["branch"], len(now["blob"])) == ("main", 40)
     complete(plane, job_id)
     seen = plane.wait_for(lambda: over(plane, job_id), "the proof")
     assert (seen["conclusion"], seen["served"]) == ("success", "yes")

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fastapi import HTTPException
 
-from orchestrator.control.admin_api import AdminApi
 from orchestrator.control.github import Unavailable
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.settings import ControlSettings
-from orchestrator.core.policy import Policy, compile_policy
+from orchestrator.core.policy import compile_policy
 from orchestrator.core.wire import Desired
 
 from .stage import POLICY, REPO, Stage
@@ -149,24 +147,3 @@ async def test_a_new_worker_looks_again_too(under_org: Stage) -> None:
     org_file(under_org).write_text(ORG.replace("mode: enforce", "mode: enforce\nallow_ech: false\nprofile: sandbox"))
     under_org.reconciler = under_org.fresh()
     assert (await turn(under_org)).generation == before.generation + 1
-
-
-async def test_what_a_repository_was_given_is_kept(under_org: Stage) -> None:
-    before = await running(under_org)
-    known = await under_org.store.policy_of(REPO)
-    assert known is not None
-    assert known.policy.digest == before.policy
-    await under_org.run()
-    assert await under_org.leftovers() == {}
-    assert await under_org.store.policy_of(REPO) == known
-
-
-async def test_admins_are_told_what_a_repository_was_given(under_org: Stage) -> None:
-    api = AdminApi(under_org.store)
-    with pytest.raises(HTTPException) as refused:
-        await api.policy(REPO)
-    assert refused.value.status_code == 404
-    before = await running(under_org)
-    told = msgspec.json.decode((await api.policy(REPO)).body)
-    assert (told["repo"], told["digest"]) == (REPO, before.policy)
-    assert msgspec.convert(told["policy"], Policy).digest == before.policy

@@ -184,35 +184,52 @@ def test_the_control_plane_being_away_is_status_1(no_org: Run, here: Path, monke
     assert no_org("suggest", "--repo", "acme/app") == 1
 
 
-def test_explain_asks_for_what_the_latest_job_was_given(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control plane that knows what ``acme/app`` would get now, what job 7 got, and what is refused."""
     from orchestrator.core.effective import effective_policy
 
     presets = load_presets()
     policy = effective_policy(None, read_policy(PRESENT, source=".ironcd/policy.yml", presets=presets), presets.builtin)
+    got = {"at": 1_700_000_000.0, "digest": policy.digest, "policy": msgspec.to_builtins(policy)}
+    file = {"branch": "trunk", "blob": "0123456789abcdef", "organisation": True}
+    answers = {
+        "repo=acme/app": {"repo": "acme/app", **got, **file},
+        "repo=acme/none": {"repo": "acme/none", "at": 1.0, "reason": "there is no policy", "remedy": "Write one."},
+        "job=7": {"repo": "acme/app", "job": 7, **got},
+        "job=8": {"repo": "acme/app", "job": 8, "at": 1.0, "reason": "it was refused"},
+    }
 
     def answer(request: httpx.Request) -> httpx.Response:
-        if dict(request.url.params) != {"repo": "acme/app"}:
-            return httpx.Response(404, json={"detail": "no"})
-        body = {
-            "repo": "acme/app",
-            "at": 1_700_000_000.0,
-            "digest": policy.digest,
-            "policy": msgspec.to_builtins(policy),
-        }
-        return httpx.Response(200, json=body)
+        ((name, value),) = request.url.params.multi_items()
+        found = answers.get(f"{name}={value}")
+        return httpx.Response(200, json=found) if found else httpx.Response(404, json={"detail": "no"})
 
     served(monkeypatch, answer)
+
+
+def test_explain_what_the_default_branch_says_now(run: Run, told: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("explain", "api.example.com", "--repo", "acme/app") == 0
-    assert "repo#1 (.ironcd/policy.yml:5) allows api.example.com" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "repo#1 (.ironcd/policy.yml:5) allows api.example.com" in out
+    assert ".ironcd/policy.yml of acme/app, branch trunk, blob 0123456789ab, under the organisation's policy" in out
     assert run("explain", "static.crates.io", "--repo", "acme/app", "--json") == 1
     made = json.loads(capsys.readouterr().out)
     assert (made["verdict"], made["reason"], made["presets"], made["to_allow"]) == (
         "blocked", "not_allowed", ["rust"], "{preset: rust}",
     )  # fmt: skip
     assert run("explain", "api.example.com", "--repo", "acme/none") == 2
-    assert "--file .ironcd/policy.yml" in capsys.readouterr().err
+    assert "a job of acme/none would be refused: there is no policy\n  remedy: Write one." in capsys.readouterr().err
+
+
+def test_explain_what_a_job_got(run: Run, told: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain", "api.example.com", "--job", "7") == 0
+    assert "the policy that job 7 of acme/app got (2023-11-14 22:13:20 UTC, sha256:" in capsys.readouterr().out
+    assert run("explain", "api.example.com", "--job", "8") == 2
+    assert "job 8 got no policy: it was refused" in capsys.readouterr().err
+    assert run("explain", "api.example.com", "--job", "9") == 2
+    assert run("explain", "api.example.com", "--job", "7", "--repo", "acme/app") == 2
+    assert "bad-option" in capsys.readouterr().err
 
 
 def test_explain_a_file_and_the_organisation(run: Run, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
