@@ -33,7 +33,7 @@ from orchestrator.control.orphans import sweep
 from orchestrator.control.policies import PolicyBook
 from orchestrator.control.policy_archive import PolicyArchive
 from orchestrator.control.rebind import Rebind
-from orchestrator.control.records import Entry, Finished, JobRecord, Snapshot
+from orchestrator.control.records import Entry, Finished, JobRecord, RunnerRecord, Snapshot, Sum
 from orchestrator.control.recover import find_jobs, take_back
 from orchestrator.control.reinstalled import follow, try_again
 from orchestrator.control.sealed import Seal
@@ -48,6 +48,14 @@ from orchestrator.core.policy import Policy
 from orchestrator.system import day_lines
 
 log = structlog.get_logger()
+
+
+class Told(msgspec.Struct, frozen=True):
+    """A host's runners and strays, and the state that says all of them.  Records never change, so equal ones say the same."""
+
+    records: tuple[RunnerRecord, ...]
+    unwanted: frozenset[str]
+    sum: Sum | None
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -66,8 +74,10 @@ class Means(msgspec.Struct, frozen=True):
     urgent: GitHub
     """`github`, for what nothing goes on without."""
     governor: Governor
-    strays: set[str]
+    strays: set[str] = msgspec.field(default_factory=set)
     """Machines that nobody has a use for, as of the last pass: each is counted once."""
+    told: dict[str, Told] = msgspec.field(default_factory=dict)
+    """By host, what its desired state was last found to be right for."""
 
 
 class Pass:
@@ -270,13 +280,18 @@ class Pass:
             return
         changes = self.means.store.changes()
         by_host = self.world.by_host()
+        told: dict[str, Told] = {}
         for host in sorted((self.world.sightings.keys() | by_host.keys()) - self._silent):
-            unwanted = self._unwanted.get(host, ())
-            made = await desired_of(self.world, host, by_host.get(host, ()), unwanted, self._policy)
+            records, unwanted = tuple(by_host.get(host, ())), frozenset(self._unwanted.get(host, ()))
+            if self.means.told.get(host) == Told(records, unwanted, self.world.sums.get(host)):
+                continue
+            made = await desired_of(self.world, host, records, unwanted, self._policy)
             if made is not None:
                 changes.put_desired(*made)
+            told[host] = Told(records, unwanted, self.world.sums.get(host))
         if changes:
             await self.means.store.commit(self.lease, changes)
+        self.means.told.update(told)
 
     async def _policy(self, digest: str) -> Policy | None:
         return self.world.baseline if digest == self.world.baseline.digest else await self.means.store.policy(digest)

@@ -77,7 +77,6 @@ class Reconciler:
             search,
             urgent,
             governor,
-            set(),
         )
         self._redelivery = Redelivery(store, github)
         self._swept = float("-inf")
