@@ -129,7 +129,7 @@ async def plane(tmp_path: Path, key: Any) -> AsyncIterator[Plane]:
 
 
 async def test_a_delivery_that_failed_is_asked_for_again(plane: Plane) -> None:
-    job = plane.start_job(DeliveryFault("fail", event="workflow_job", times=1))
+    job = plane.start_job(DeliveryFault(effect="fail", event="workflow_job", times=1))
     await plane.look()
     assert await plane.states() == {}
     await plane.pass_time(180)
@@ -155,7 +155,7 @@ async def test_pages_of_deliveries_are_followed(plane: Plane) -> None:
 async def test_a_delivery_that_was_never_made_is_made_up_for(plane: Plane) -> None:
     plane.start_job()
     await plane.look()
-    job = plane.start_job(DeliveryFault("drop", event="workflow_job"))
+    job = plane.start_job(DeliveryFault(effect="drop", event="workflow_job"))
     await plane.look()
     assert job not in await plane.states()
     await plane.pass_time(90)
@@ -205,7 +205,7 @@ async def test_the_last_of_the_rate_limit_is_kept_for_registrations(plane: Plane
 
 
 async def test_an_outage_and_its_end(plane: Plane) -> None:
-    outage = ResponseFault(".*", host="api.github.com", status=502)
+    outage = ResponseFault(path=".*", host="api.github.com", status=502)
     plane.simulated.faults.responses.append(outage)
     plane.start_job()
     await plane.pass_time(120, step=5)

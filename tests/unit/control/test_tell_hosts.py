@@ -56,6 +56,11 @@ async def test_what_somebody_else_wrote_or_lost_is_told_again(stage: Stage, monk
 
 async def test_a_worker_that_starts_makes_all_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     made = await counted(stage, monkeypatch)
+    await stage.deliver(stage.github.jobs[1])
+    for _ in range(4):
+        await stage.hosts_move()
+        await stage.look()
+    made.clear()
     stage.reconciler = stage.fresh()
     before = await stage.store.generation("h1")
     await stage.look()
