@@ -22,7 +22,8 @@ def demo(
 ) -> None:
     """Run a whole job: a simulated GitHub, a real virtual machine, the egress wall, and proof of destruction.
 
-    Needs root. Makes network namespaces and a virtual machine of its own, and removes them, however it ends.
+    Needs root. Makes network namespaces and a virtual machine of its own, and removes them, however it ends. Ends with
+    status 0 where all that was to be shown is so, else 1.
 
     Example: [bold]ironcd demo --jobs 5[/bold]
     """
