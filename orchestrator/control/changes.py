@@ -16,6 +16,8 @@ from orchestrator.core.wire import Desired
 
 Part = str | bytes | int | float
 FOREIGN_FOR_S = 3600
+RUN_LASTS_S = 35 * 86400
+"""GitHub's own limit of a run."""
 PHASE_BUCKETS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 
 _encode = msgspec.json.Encoder().encode
@@ -109,6 +111,10 @@ class Names(Keys, frozen=True):
         """Hash of subjects whose quarantine an admin ended, to when.  The admin API writes it, the worker forgets."""
         return self.prefix + "quarantine:lifted"
 
+    def reruns(self, run_id: int) -> str:
+        """How often a run was run again for a loss."""
+        return f"{self.prefix}reruns:{run_id}"
+
     @property
     def outage(self) -> str:
         """When GitHub stopped answering; there while it doesn't."""
@@ -198,6 +204,10 @@ class Changes:
     def put_outage(self, since: float) -> None:
         """0: none goes on."""
         self._add(*(("SET", self._names.outage, since) if since else ("DEL", self._names.outage)))
+
+    def spend_rerun(self, run_id: int) -> None:
+        self._add("INCR", self._names.reruns(run_id))
+        self._add("EXPIRE", self._names.reruns(run_id), RUN_LASTS_S)
 
     def put_ward(self, ward: Ward) -> None:
         self._add(*(("SET", self._names.ward, _encode(ward)) if ward != Ward() else ("DEL", self._names.ward)))

@@ -15,15 +15,18 @@ from orchestrator.control.ingest import class_of, learn
 from orchestrator.control.installations import Installations
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
 from orchestrator.control.records import JobRecord, RunnerRecord
-from orchestrator.control.world import World
+from orchestrator.control.world import World, scope_of
 from orchestrator.core.job import Job
 from orchestrator.core.names import ulid_of
+from orchestrator.core.runner import Withdrawn
 from orchestrator.core.wire import GuestClaim
 
 AT_ONCE = 20
 """GitHub is asked about so many jobs in one pass; the others have their turn in the next."""
 ENDED_CHECK_S = 10.0
 """How often GitHub is asked about a job whose runner has ended."""
+GHOST_S = 120.0
+"""A runner that listens and that GitHub doesn't know: it may be a record that lags, until it has been so for so long."""
 STATUS_CONTEXT = "ironcd/policy"
 
 
@@ -59,6 +62,30 @@ class Checks:
                 await self._learn(job)
         except GitHubFailure as error:
             world.change_runner(runner_id, waiting=error.message)
+
+    def idle(self) -> list[RunnerRecord]:
+        """Runners that have listened for a while without a job: GitHub may have forgotten them, and they never notice."""
+        world, found = self._world, []
+        for record in world.runners.values():
+            began = max(record.life.since, record.looked_for_at)
+            if record.life.phase == "READY" and not record.life.fencing and world.now - began >= GHOST_S:
+                found.append(record)
+        return found[:AT_ONCE]
+
+    async def look_for(self, record: RunnerRecord) -> None:
+        """Give a runner back that GitHub doesn't know any more, and hasn't for two minutes.
+
+        Its fence is asked all the same, and a guest that has a job keeps its machine (`Orders`).
+        """
+        world = self._world
+        try:
+            seen = await self._github.get_runner(scope_of(record.life), record.life.github_id)
+        except GitHubFailure:
+            return
+        missing_since = 0.0 if seen is not None else record.missing_since or world.now
+        world.change_runner(record.id, looked_for_at=world.now, missing_since=missing_since)
+        if seen is None and world.now - missing_since >= GHOST_S:
+            world.happen(record.id, Withdrawn("ghost"))
 
     def stale(self) -> list[JobRecord]:
         """Jobs whose end may have been missed, those first that were asked about longest ago."""

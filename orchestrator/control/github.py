@@ -113,6 +113,10 @@ class GitHub(Protocol):
         """Jobs of the repository that are queued or in progress."""
         ...
 
+    async def rerun_job(self, installation: int, repo: str, job_id: int) -> bool:
+        """Run a job that has ended again, as the next attempt of its run; False while the run still goes on."""
+        ...
+
     async def set_commit_status(
         self, installation: int, repo: str, sha: str, *, state: CommitState, context: str, description: str
     ) -> None: ...

@@ -109,6 +109,31 @@ class FakeGitHub:
             self._known(installation)
             return [job for job in self.jobs.values() if job.repo == repo and not job.over]
 
+    async def rerun_job(self, installation: int, repo: str, job_id: int) -> bool:
+        with self._call("rerun_job"):
+            self._known(installation)
+            job = self.jobs.get(job_id)
+            if job is None or job.repo != repo:
+                raise Missing(f"job {job_id}")
+            if any(not other.over for other in self.jobs.values() if (other.repo, other.run_id) == (repo, job.run_id)):
+                return False
+            fresh = Job(
+                id=max(self.jobs) + 1000,
+                installation=job.installation,
+                org=job.org,
+                repo=repo,
+                state="queued",
+                labels=job.labels,
+                run_id=job.run_id,
+                attempt=job.attempt + 1,
+                name=job.name,
+                workflow=job.workflow,
+                head_sha=job.head_sha,
+                created_at=job.created_at,
+            )
+            self.jobs[fresh.id] = fresh
+            return True
+
     async def set_commit_status(
         self, installation: int, repo: str, sha: str, *, state: CommitState, context: str, description: str
     ) -> None:

@@ -81,6 +81,9 @@ class GovernedGitHub:
     async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
         return await self._do(self._sweep, installation, lambda: self._github.queued_jobs(installation, repo))
 
+    async def rerun_job(self, installation: int, repo: str, job_id: int) -> bool:
+        return await self._do("tell", installation, lambda: self._github.rerun_job(installation, repo, job_id))
+
     async def set_commit_status(
         self, installation: int, repo: str, sha: str, *, state: CommitState, context: str, description: str
     ) -> None:

@@ -159,6 +159,16 @@ class KitGitHub:
             jobs += [job_of(item, installation, repo) for item in seen]
         return [job for job in jobs if not job.over]
 
+    async def rerun_job(self, installation: int, repo: str, job_id: int) -> bool:
+        path = f"/repos/{repo}/actions/jobs/{job_id}/rerun"
+        try:
+            await self._as(installation, lambda client: client.arequest("POST", path))
+        except _Status as error:
+            if error.status == 403 and "already running" in error.what:
+                return False
+            raise error.failure() from None
+        return True
+
     # Repositories
 
     async def set_commit_status(

@@ -34,6 +34,7 @@ HELP = {
     "github_calls": "Requests to GitHub by method, route and status",
     "worker_errors": "Faults in the worker's own code",
     "alarms": "Times that the destruction of a runner was late",
+    "reruns": "Jobs lost with their machine that were to be run again, by what became of that",
     "incidents": "What a person must hear of, by kind",
     "orphans": "Registrations removed that nobody had a use for, by GitHub's answer",
     "github_held": "Requests to GitHub that weren't made, by kind and why: outage, limit, wait, pace",

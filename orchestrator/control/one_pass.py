@@ -27,6 +27,7 @@ from orchestrator.control.github import GitHub, GitHubFailure
 from orchestrator.control.governor import Governor
 from orchestrator.control.ingest import learn, settle
 from orchestrator.control.installations import Installations
+from orchestrator.control.losses import LossSayer, note_losses
 from orchestrator.control.observe import observe, strays
 from orchestrator.control.orders import Orders
 from orchestrator.control.orphans import sweep
@@ -36,6 +37,7 @@ from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import Entry, Finished, JobRecord, RunnerRecord, Snapshot, Sum
 from orchestrator.control.recover import find_jobs, take_back
 from orchestrator.control.reinstalled import follow, try_again
+from orchestrator.control.reruns import Reruns
 from orchestrator.control.sealed import Seal
 from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
@@ -90,6 +92,8 @@ class Pass:
         self.orders = Orders(self.world, means.github, means.book, means.seal, self._write)
         self.rebind = Rebind(self.world, means.book)
         self.checks = Checks(self.world, means.github, means.book, means.installations)
+        self.losses = LossSayer(self.world, means.github)
+        self.reruns = Reruns(self.world, means.github, means.store, self._write)
         self._writing = asyncio.Lock()
         self._read: list[Entry] = []
         self._silent: set[str] = set()
@@ -108,14 +112,20 @@ class Pass:
         settle(self.world)
         await self._all(self.checks.ask_claim(*claim) for claim in self.checks.claims())
         await self._all(self.checks.ask_job(record) for record in self.checks.stale())
+        if not self.world.outage_since:
+            await self._all(self.checks.look_for(record) for record in self.checks.idle())
         if self.snapshot.known and not self.world.outage_since:
             await self._all(self.means.search.ask(self.world, *repo) for repo in await self._to_search())
         settle(self.world)
+        note_losses(self.world)
+        self.reruns.wish()
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
         meet_demand(self.world, self.means.make_id, await self._warm())
         self.orders.announce()
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
+        await self._all(self.losses.say(record) for record in self.losses.unsaid())
+        await self._all(self.reruns.ask(record) for record in self.reruns.due())
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
         await self._all(self.rebind.look_again(runner_id) for runner_id in self.rebind.bound())
         if self._sweep and self._known and not self.world.outage_since:
@@ -319,7 +329,7 @@ class Pass:
             return True
         runners = (self.world.runners.get(runner_id) for runner_id in record.runners)
         held = any(runner is not None and runner.life.phase != "GONE" for runner in runners)
-        return record.job.over and not held
+        return record.job.over and not held and (record.rerun is None or record.rerun.settled)
 
     async def _story_of(self, record: JobRecord) -> Finished:
         known = {

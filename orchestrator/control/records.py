@@ -10,6 +10,7 @@ import msgspec
 from orchestrator.core.flow import Identity
 from orchestrator.core.inbox import Delivery
 from orchestrator.core.job import Job, Moment
+from orchestrator.core.loss import Rerun
 from orchestrator.core.names import names_of
 from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner import Runner
@@ -31,6 +32,13 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     status: str = ""
     """What its commit status says."""
     over_at: float = 0.0
+    loss: str = ""
+    """What became of its machine while GitHub still thought it running; for a person to read."""
+    loss_said: str = ""
+    """What its commit was told of that."""
+    quiet_at: float = 0.0
+    """When its runner ended in order, GitHub not having said that the job has."""
+    rerun: Rerun | None = None
     permanent: str = ""
     """Why no runner is made for it any more, ever; for a person to read."""
 
@@ -57,6 +65,10 @@ class RunnerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """At GitHub, for the order that it is owed; 0 once one succeeded."""
     not_before: float = 0.0
     checked_at: float = 0.0
+    looked_for_at: float = 0.0
+    """When GitHub was last asked whether it still knows the runner."""
+    missing_since: float = 0.0
+    """Since when it doesn't; 0 where it does."""
     image: str = ""
     """Digest of the image that its host had when it was told to boot it."""
     boot_by: float = 0.0

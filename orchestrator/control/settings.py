@@ -63,6 +63,10 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The policy above every repository's; empty: each repository must have its own."""
     deadlines: Deadlines = Deadlines()
     pace: Pace = Pace()
+    rerun_on_infra_loss: tuple[str, ...] = ()
+    """Whose jobs are run again after their machine was lost: ``*``, organisations, ``owner/name``, ``class:NAME``."""
+    rerun_budget: int = 1
+    """A run is run again so often at most."""
     finished_kept: int = 10_000
     """Finished jobs that stay in Redis; all stay in the archive."""
     github_concurrency: int = 8

@@ -226,6 +226,10 @@ class Store:
         """End the quarantine of ``subject``: the worker's next look does it."""
         await self._ask(self.client.hset(self.names.lifted, subject, str(now)))
 
+    async def reruns(self, run_id: int) -> int:
+        """How often a run was run again for a loss."""
+        return int(await self._ask(self.client.get(self.names.reruns(run_id))) or 0)
+
     async def searched_at(self) -> float:
         """When all repositories were last asked for their jobs; 0 for never."""
         return float(await self._ask(self.client.get(self.names.searched)) or 0.0)

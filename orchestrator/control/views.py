@@ -30,6 +30,8 @@ def job_view(record: JobRecord) -> dict[str, Any]:
         "runner": job.runner or (record.runners[-1] if record.runners else ""),
         "runners": list(record.runners),
         "over_at": record.over_at,
+        "loss": record.loss,
+        "rerun": msgspec.to_builtins(record.rerun) if record.rerun else None,
     }
     return view
 

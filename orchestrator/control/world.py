@@ -15,6 +15,7 @@ import structlog
 
 from orchestrator.control.changes import Changes
 from orchestrator.control.github import RunnerScope
+from orchestrator.control.losses import note_end
 from orchestrator.control.quarantine import Quarantines
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting, Snapshot
 from orchestrator.control.settings import ControlSettings
@@ -77,6 +78,7 @@ class World:
         self._policies: dict[str, Policy] = {}
         self._counts: dict[str, int] = {}
         self._durations: list[tuple[str, float]] = []
+        self._reruns: list[int] = []
 
     # Jobs
 
@@ -150,6 +152,8 @@ class World:
             record = record.tell(self.now, after.phase, _why(after))
         self.put_runner(record)
         self.progress = True
+        if after.phase in ("DESTROYING", "GONE"):
+            note_end(self, record)
         if after.phase in ("DESTROYING", "GONE") and before.phase not in ("DESTROYING", "GONE"):
             self._blame(after)
             self.quarantines.ended(before, record, outage=bool(self.outage_since))
@@ -190,6 +194,10 @@ class World:
         """Those that are to be recorded with the next changes."""
         return tuple(self._policies.values())
 
+    def spend_rerun(self, run_id: int) -> None:
+        """Note that a run is run again for a loss."""
+        self._reruns.append(run_id)
+
     def count(self, counter: str, by: int = 1) -> None:
         self._counts[counter] = self._counts.get(counter, 0) + by
 
@@ -210,17 +218,23 @@ class World:
         if self.outage_since != self._outage_written:
             changes.put_outage(self.outage_since)
             self._outage_written = self.outage_since
-        if self.quarantines.changed:
-            changes.put_ward(self.quarantines.ward)
-            self.quarantines.written()
-        for subject in self.quarantines.stale_lifts():
-            changes.forget_lifted(subject)
+        self._put_incidents(changes)
         for counter, by in sorted(self._counts.items()):
             changes.count(counter, by)
         for phase, seconds in self._durations:
             changes.observe_phase(phase, seconds)
         self._policies, self._counts, self._durations = {}, {}, []
         self._runners_changed, self._jobs_changed = set(), set()
+
+    def _put_incidents(self, changes: Changes) -> None:
+        for run_id in self._reruns:
+            changes.spend_rerun(run_id)
+        self._reruns = []
+        if self.quarantines.changed:
+            changes.put_ward(self.quarantines.ward)
+            self.quarantines.written()
+        for subject in self.quarantines.stale_lifts():
+            changes.forget_lifted(subject)
 
     def _put_runners(self, changes: Changes) -> None:
         for runner_id in sorted(self._runners_changed):

@@ -55,6 +55,12 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     conclusion: str = ""
     runner_id: int = 0
     runner_name: str = ""
+    deploys: bool | None = None
+    """It uses an environment; None where only the API told of the job, which doesn't say."""
+    repo_id: int = 0
+    """A repository keeps it when it is renamed or moved; 0 where nobody told it."""
+    public: bool | None = None
+    """Of its repository."""
     served: Served = "no"
     reason: str = ""
     """Why it waits, was ignored or refused; for a person to read."""
@@ -119,9 +125,17 @@ def merge(known: Job | None, seen: Job) -> Job:
         started_at=newer.started_at or older.started_at,
         completed_at=newer.completed_at or older.completed_at,
         conclusion=newer.conclusion or older.conclusion,
+        deploys=_either(known.deploys, seen.deploys),
+        repo_id=newer.repo_id or older.repo_id,
+        public=seen.public if seen.public is not None else known.public,
         runner_id=newer.runner_id or older.runner_id,
         runner_name=newer.runner_name or older.runner_name,
     )
+
+
+def _either(one: bool | None, other: bool | None) -> bool | None:
+    """True where either is; None where nobody knows."""
+    return other if one is None else one or bool(other)
 
 
 def tell(job: Job, at: float, what: str, detail: str = "") -> Job:

@@ -43,6 +43,8 @@ class _Login(msgspec.Struct):
 
 
 class _Repository(msgspec.Struct):
+    id: Any = 0
+    private: Any = None
     full_name: Any = ""
     owner: _Login | None = None
 
@@ -75,6 +77,7 @@ class _Payload(msgspec.Struct):
     workflow_job: _WorkflowJob | None = None
     repository: _Repository | None = None
     organization: _Login | None = None
+    deployment: Any = None
     installation: _Id | None = None
 
 
@@ -126,6 +129,9 @@ def _job(payload: _Payload, at: float) -> Job:
         conclusion=_text(seen.conclusion),
         runner_id=_number(seen.runner_id),
         runner_name=_text(seen.runner_name),
+        deploys=payload.deployment is not None,
+        repo_id=_number(repository.id),
+        public=not repository.private if isinstance(repository.private, bool) else None,
         story=(Moment(at, action, "delivery received"),),
     )
 

@@ -112,6 +112,11 @@ class ControlSection(Section):
     """The archive of finished jobs, the egress record, and the key that seals JIT configurations."""
     finished_kept: int = Field(default=10_000, ge=0)
     """Finished jobs that stay in Redis; all stay in the archive."""
+    rerun_on_infra_loss: tuple[str, ...] = ()
+    """Whose jobs are run again after their machine was lost: ``*``, organisations, ``owner/name``, ``class:ironcd-NAME``.
+    Deployments never are, nor what a person cancelled.  The App needs *Actions: read and write* for it."""
+    rerun_budget: int = Field(default=1, ge=1, le=2)
+    """A run is run again for that so often at most."""
     deadlines: DeadlinesSection = Field(default_factory=DeadlinesSection)
     """How long each phase of a runner may last."""
     pace: PaceSection = Field(default_factory=PaceSection)
@@ -226,6 +231,8 @@ class Settings(BaseSettings):
             organisation_policy_file=str(policy.organisation_file or ""),
             deadlines=msgspec.convert(control.deadlines.model_dump(), Deadlines),
             pace=msgspec.convert(control.pace.model_dump(), Pace),
+            rerun_on_infra_loss=control.rerun_on_infra_loss,
+            rerun_budget=control.rerun_budget,
             finished_kept=control.finished_kept,
             github_concurrency=github.concurrency,
             retention=self.retention(),

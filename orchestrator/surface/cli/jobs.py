@@ -67,6 +67,11 @@ def _facts(job: dict[str, Any]) -> list[tuple[str, str]]:
         for name in ("name", "workflow", "run_id", "attempt", "runner", "reason")
         if job.get(name)
     ]
+    if job.get("loss"):
+        facts.append(("infrastructure loss", str(job["loss"])))
+    rerun = job.get("rerun")
+    if rerun:
+        facts.append(("run again", ": ".join(part for part in (rerun["state"], rerun.get("why", "")) if part)))
     facts.append(("labels", ", ".join(job.get("labels", []))))
     return facts
 

@@ -36,13 +36,24 @@ WORKFLOW = {"jobs": {"build": {"runs-on": ["ironcd"], "steps": [{"run": "true"}]
 class Place:
     """A GitHub with the organisation ``acme``, its repository ``app``, and one queued job."""
 
-    def __init__(self, github: GitHub, installation: int, job: int, run: int, give: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        github: GitHub,
+        installation: int,
+        job: int,
+        run: int,
+        *,
+        give: Callable[[int], None],
+        end: Callable[[str], object],
+    ) -> None:
         self.github = github
         self.installation = installation
         self.job = job
         self.run = run
         self.give = give
         """A registered runner (by id) gets the job."""
+        self.end = end
+        """The job ends with a conclusion."""
         self.org = RunnerScope(installation, org="acme")
         self.repo = RunnerScope(installation, repo="acme/app")
 
@@ -68,7 +79,7 @@ def _fake() -> Place:
     def give(runner: int) -> None:
         github.give(1, next(seen.name for (_, number), seen in github.runners.items() if number == runner))
 
-    return Place(github, 7, 1, 5, give)
+    return Place(github, 7, 1, 5, give=give, end=lambda conclusion: github.end(1, conclusion))
 
 
 def simulated_github(key: Any) -> SimulatedGitHub:
@@ -99,7 +110,10 @@ def _simulated(key: Any) -> Place:
         simulated.engine.assign()
         simulated.engine.acquire(job)
 
-    return Place(kit_of(simulated, key), simulated.installation_id, job.id, run.id, give)
+    def end(conclusion: str) -> None:
+        simulated.engine.complete(job, conclusion)
+
+    return Place(kit_of(simulated, key), simulated.installation_id, job.id, run.id, give=give, end=end)
 
 
 async def test_a_runner_from_registration_to_removal(place: Place) -> None:
@@ -115,6 +129,32 @@ async def test_a_runner_from_registration_to_removal(place: Place) -> None:
     assert await place.github.delete_runner(place.org, held.github_id) == "deleted"
     assert await place.github.delete_runner(place.org, held.github_id) == "absent"
     assert await place.github.get_runner(place.org, held.github_id) is None
+
+
+async def test_row_15_a_job_is_run_again_once_its_run_has_ended(place: Place) -> None:
+    where = (place.installation, "acme/app")
+    held = await place.github.generate_jit(place.org, "ironcd-a", LABELS)
+    place.give(held.github_id)
+    assert await place.github.rerun_job(*where, place.job) is False
+    place.end("failure")
+    assert await place.github.run_jobs(*where, place.run, 2) == []
+    assert await place.github.rerun_job(*where, place.job) is True
+    (again,) = await place.github.run_jobs(*where, place.run, 2)
+    assert (again.state, again.attempt, again.name) == ("queued", 2, "build")
+    assert again.id != place.job
+    with pytest.raises(Missing):
+        await place.github.rerun_job(*where, 999)
+
+
+async def test_row_15_running_again_takes_a_permission(key: Any) -> None:
+    simulated = simulated_github(key)
+    simulated.state.installations[simulated.installation_id].permissions["actions"] = "read"
+    run = simulated.create_run("app", WORKFLOW)
+    simulated.engine.cancel(run)
+    github = kit_of(simulated, key)
+    with pytest.raises(Refused, match="Resource not accessible"):
+        await github.rerun_job(simulated.installation_id, "acme/app", run.jobs[0].id)
+    await github.close()
 
 
 async def test_repositories_have_runners_too(place: Place) -> None:

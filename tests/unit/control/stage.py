@@ -153,7 +153,7 @@ class Stage:
         """A new job at GitHub, queued."""
         job = Job(
             id=job_id, installation=INSTALLATION, org=ORG, repo=repo, state="queued", labels=labels, run_id=job_id + 1000,
-            name=f"job {job_id}", workflow="ci", head_sha=f"{job_id:040x}", created_at=self.now,
+            name=f"job {job_id}", workflow="ci", head_sha=f"{job_id:040x}", created_at=self.now, deploys=False,
         )  # fmt: skip
         self.github.jobs[job_id] = job
         return job
@@ -178,6 +178,11 @@ class Stage:
         for host in self.hosts.values():
             _, raw = await self.store.desired(host.name)
             host.move(await self._with_jits(raw), self.now)
+            await self.store.put_sighting(Sighting(self.now, host.report(self.now)))
+
+    async def put_reports(self) -> None:
+        """The hosts tell what they see, and do nothing."""
+        for host in self.hosts.values():
             await self.store.put_sighting(Sighting(self.now, host.report(self.now)))
 
     async def _with_jits(self, raw: bytes | None) -> Desired | None:

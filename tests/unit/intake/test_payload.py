@@ -46,6 +46,16 @@ def test_queued_whose_job_is_in_progress() -> None:
     assert job_of(payload).state == "in_progress"
 
 
+def test_row_15_whether_it_deploys_is_told_by_the_deployment() -> None:
+    assert [job_of(payload).deploys for payload in JOBS[:8]] == [False] * 6 + [True, False]
+
+
+def test_a_repository_is_known_by_its_id() -> None:
+    job = job_of(JOBS[5])
+    assert job.repo_id == JOBS[5]["repository"]["id"]
+    assert job.public is (not JOBS[5]["repository"]["private"])
+
+
 def test_times_are_seconds_since_the_epoch() -> None:
     assert job_of(JOBS[6]).created_at == 1681938732.0
 
