@@ -126,6 +126,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "repos:active"
 
     @property
+    def served(self) -> str:
+        """Sorted set of repositories by when a runner was last made for a job of theirs."""
+        return self.prefix + "repos:served"
+
+    @property
     def searched(self) -> str:
         """When all repositories were last asked for their jobs."""
         return self.prefix + "repos:searched"
@@ -217,6 +222,9 @@ class Changes:
 
     def note_active(self, installation: int, repo: str, at: float) -> None:
         self._add("ZADD", self._names.active, at, f"{installation} {repo}")
+
+    def note_served(self, repo: str, at: float) -> None:
+        self._add("ZADD", self._names.served, at, repo)
 
     def note_searched(self, at: float, forget_before: float) -> None:
         """All repositories were asked; forget the activity of those that had none since ``forget_before``."""

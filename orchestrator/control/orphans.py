@@ -12,7 +12,7 @@ from ulid import ULID
 
 from orchestrator.control.github import GitHub, GitHubFailure, GitHubRunner, Installation, RunnerScope
 from orchestrator.control.installations import Installations
-from orchestrator.control.world import World
+from orchestrator.control.world import World, registers_under
 from orchestrator.core.names import ulid_of
 
 ORPHAN_S = 600.0
@@ -31,14 +31,14 @@ async def sweep(world: World, github: GitHub, installations: Installations) -> N
     try:
         for installation in await installations.all(world.now):
             if not installation.suspended:
-                for scope in await _scopes(github, installation):
+                for scope in await _scopes(world, github, installation):
                     await _sweep_scope(world, github, scope)
     except GitHubFailure as error:
         log.warning("sweep_waits", error=error.message)
 
 
-async def _scopes(github: GitHub, installation: Installation) -> list[RunnerScope]:
-    if installation.organization:
+async def _scopes(world: World, github: GitHub, installation: Installation) -> list[RunnerScope]:
+    if installation.organization and registers_under(world.settings, installation.account):
         return [RunnerScope(installation.id, org=installation.account)]
     return [RunnerScope(installation.id, repo=repo) for repo in await github.repositories(installation.id)]
 

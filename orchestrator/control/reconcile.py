@@ -139,4 +139,4 @@ class Reconciler:
             await self._redelivery.sweep(lease, now)
         if now - self._swept >= self._settings.pace.sweep_s:
             self._swept = now
-            await self._store.trim(lease, self._settings.finished_kept)
+            await self._store.trim(lease, self._settings.finished_kept, now=now)

@@ -39,6 +39,8 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     quiet_at: float = 0.0
     """When its runner ended in order, GitHub not having said that the job has."""
     rerun: Rerun | None = None
+    wait: str = ""
+    """What it waits for, in one word (`quota`, `room`, `turn`...); `Job.reason` has the words for people."""
     permanent: str = ""
     """Why no runner is made for it any more, ever; for a person to read."""
 
@@ -129,6 +131,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """False in an empty Redis: what was there must be found again."""
     cordoned: dict[str, str] = {}
     """Hosts that an admin cordoned, and why."""
+    served: dict[str, float] = {}
+    """Repository (in lower case) to when a runner was last made for a job of it."""
     outage_since: float = 0.0
     """When GitHub stopped answering; 0 where no outage goes on."""
     ward: Ward = Ward()

@@ -14,7 +14,7 @@ from orchestrator.control.ingest import learn
 from orchestrator.control.installations import Installations
 from orchestrator.control.orphans import OWNER
 from orchestrator.control.records import RunnerRecord
-from orchestrator.control.world import World, runner_labels
+from orchestrator.control.world import World, registers_under, runner_labels
 from orchestrator.core.flow import Identity
 from orchestrator.core.lifecycle import wanted
 from orchestrator.core.machine import match_labels
@@ -54,16 +54,16 @@ async def take_back(
     for installation in known:
         if installation.suspended:
             raise Unavailable(f"the App is suspended for {installation.account}")
-        for scope in _scopes(installation, seen):
+        for scope in _scopes(world, installation, seen):
             runner = await _look(github, scope, name)
             if runner is not None:
                 return _taken_back(world, host, seen, scope, runner)
     return None
 
 
-def _scopes(installation: Installation, seen: ObservedRunner) -> list[RunnerScope]:
-    """Where a runner of this installation can be registered; for a person's account, where its guest says."""
-    if installation.organization:
+def _scopes(world: World, installation: Installation, seen: ObservedRunner) -> list[RunnerScope]:
+    """Where a runner of this installation can be registered; where that is a repository, the one that its guest names."""
+    if installation.organization and registers_under(world.settings, installation.account):
         return [RunnerScope(installation.id, org=installation.account)]
     claimed = seen.claim.repository if seen.claim is not None else ""
     mine = claimed.count("/") == 1 and claimed.partition("/")[0].lower() == installation.account.lower()

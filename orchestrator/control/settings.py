@@ -5,11 +5,14 @@ Secrets are named by the file that holds them: these settings may be written dow
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from orchestrator.core.machine import OUR_LABEL, MachineClass
 from orchestrator.core.retention import Retention
 from orchestrator.core.runner import Deadlines
+from orchestrator.core.sharing import Sharing
 
 
 class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +58,10 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: dict[str, str] = {}
     """Host name to the file with its bearer token."""
     runner_group_id: int = 1
+    registration: Literal["organisation", "repository"] = "organisation"
+    """Where runners of organisations are registered.  GitHub gives a runner to any repository of its organisation, so quotas
+    and shares of single repositories hold to the machine only with ``repository`` (docs/adr/0012)."""
+    sharing: Sharing = Sharing()
     installations: tuple[int, ...] = ()
     """Where any is named, deliveries of other installations are set aside."""
     classes: dict[str, MachineClass] = msgspec.field(default_factory=lambda: {OUR_LABEL: MachineClass(name=OUR_LABEL)})

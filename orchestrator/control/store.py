@@ -24,6 +24,8 @@ from orchestrator.core.quarantine import Ward
 
 LEASE_MS = 8000
 INBOX_AT_ONCE = 500
+SERVED_FOR_S = 86400.0
+"""Longer than any job may wait at GitHub."""
 
 _COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -149,8 +151,9 @@ class Store:
             pipe.hgetall(names.cordoned)
             pipe.get(names.ward)
             pipe.hgetall(names.lifted)
+            pipe.zrange(names.served, 0, -1, withscores=True)
             read = await self._ask(pipe.execute())
-        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted = read
+        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served = read
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -162,6 +165,7 @@ class Store:
             cordoned=_texts(cordoned),
             ward=_ward(ward),
             lifted={subject: float(at) for subject, at in _texts(lifted).items()},
+            served={repo.decode(): at for repo, at in served},
         )
 
     async def put_aside(self, lease: Lease, entry: Entry, why: str) -> None:
@@ -307,9 +311,10 @@ class Store:
     async def note_said(self, job_id: int, seconds: int) -> None:
         await self._ask(self.client.set(self.names.said(job_id), b"1", ex=seconds))
 
-    async def trim(self, lease: Lease, keep: int) -> None:
+    async def trim(self, lease: Lease, keep: int, *, now: float) -> None:
         """Let go of finished jobs and destroyed runners beyond the ``keep`` latest, and of policies that none has."""
         changes = self.changes()
+        changes.operations.append(("ZREMRANGEBYSCORE", self.names.served, "-inf", now - SERVED_FOR_S))
         for records, order in ((self.names.done, self.names.done_at), (self.names.gone, self.names.gone_at)):
             for key in await self._ask(self.client.zrange(order, 0, -keep - 1)):
                 changes.operations += [("HDEL", records, key), ("ZREM", order, key)]

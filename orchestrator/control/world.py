@@ -69,6 +69,8 @@ class World:
         self.sums = dict(snapshot.sums)
         self.cordoned = snapshot.cordoned
         self.quarantines = Quarantines(snapshot.ward, snapshot.lifted, now)
+        self.served = dict(snapshot.served)
+        self._served_changed: set[str] = set()
         self.outage_since = self._outage_written = snapshot.outage_since
         """Of GitHub; 0 where it answers."""
         self.progress = False
@@ -112,19 +114,21 @@ class World:
             runner_id,
             machine,
             installation=job.installation,
-            org=job.org,
+            org=registers_under(self.settings, job.org),
             repo=job.repo,
             labels=runner_labels(job.labels),
             meant_for=job.id,
             now=self.now,
             deadlines=self.settings.deadlines,
         )
-        sealed = Identity(runner=runner_id, org=job.org, repo="" if job.org else job.repo)
+        sealed = Identity(runner=runner_id, org=job.org, repo="" if life.org else job.repo)
         record = RunnerRecord(life=life, identity=sealed, policy=self.baseline.digest)
         self.use_policy(self.baseline)
         self.put_runner(record.tell(self.now, "WANTED", f"for job {job.id}, class {machine.name}"))
         known = self.jobs[job.id]
         self.put_job(msgspec.structs.replace(known, runners=(*known.runners, runner_id)))
+        self.served[job.repo.lower()] = self.now
+        self._served_changed.add(job.repo.lower())
         self.progress = True
         return self.runners[runner_id]
 
@@ -215,6 +219,9 @@ class World:
             {(j.job.installation, j.job.repo) for j in changed if j.job.served != "ignored"}
         ):
             changes.note_active(installation, repo, self.now)
+        for repo in sorted(self._served_changed):
+            changes.note_served(repo, self.served[repo])
+        self._served_changed = set()
         if self.outage_since != self._outage_written:
             changes.put_outage(self.outage_since)
             self._outage_written = self.outage_since
@@ -272,6 +279,11 @@ class World:
         sighting = self.sightings.get(record.life.host)
         images = sighting.observed.images if sighting is not None else ()
         return next((image.digest for image in images if image.name == record.life.machine.image), "")
+
+
+def registers_under(settings: ControlSettings, org: str) -> str:
+    """The organisation that runners for jobs of ``org`` are registered with; empty where it is the repository."""
+    return org if settings.registration == "organisation" else ""
 
 
 def scope_of(life: Runner) -> RunnerScope:

@@ -168,6 +168,11 @@ def may_be_registered(runner: Runner) -> bool:
     return runner.registration in ("asked", "held")
 
 
+def may_have_job(runner: Runner) -> bool:
+    """True where the runner has a job, or may be given one: it counts for what its owner uses."""
+    return runner.phase in ("WANTED", "BOOTING", "READY", "RUNNING")
+
+
 def _missing(runner: Runner) -> tuple[str, ...]:
     missing = ("proof of the VM's destruction",) if runner.vm == "asked" else ()
     return (*missing, "the registration's removal") if may_be_registered(runner) else missing

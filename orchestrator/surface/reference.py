@@ -40,7 +40,7 @@ _CLASSES = """\
 Each table is a size of machine, asked for by the label `ironcd-NAME`; `[classes.default]` is what the plain label `ironcd`
 asks for. A label such as `ironcd-4cpu-16gb` needs no class: it is the default one with that size.
 """
-_NESTED = {"deadlines": Deadlines, "pace": Pace}
+_NESTED: dict[str, type | None] = {"deadlines": Deadlines, "pace": Pace, "repository": None, "organisation": None}
 _EXAMPLE = """\
 ## Example
 
@@ -79,10 +79,9 @@ def _section_parts(name: str, field: FieldInfo) -> list[str]:
     section = _section(field.annotation)
     parts = [f"## `[{name}]`", "", _table(section, name, HostSettings if name == "host" else None)]
     for key, inner in section.model_fields.items():
-        described = _NESTED.get(key)
-        if described is not None:
-            parts += [f"### `[{name}.{key}]`", "", f"{inner.description}", ""]
-            parts += [_table(_section(inner.annotation), f"{name}__{key}", described)]
+        if key in _NESTED:
+            parts += [f"### `[{name}.{key}]`", "", _line(inner.description or ""), ""]
+            parts += [_table(_section(inner.annotation), f"{name}__{key}", _NESTED[key])]
     return parts
 
 
@@ -102,12 +101,16 @@ def _table(section: type[BaseModel], name: str, struct: type | None) -> str:
     for key, field in section.model_fields.items():
         if key in _NESTED:
             continue
-        text = (field.description or texts.get(key, "")).replace("``", "`")
+        text = _line(field.description or texts.get(key, ""))
         default = "the machine's name" if (name, key) == ("host", "name") else _default(field)
-        lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {' '.join(text.split())} |")
+        lines.append(f"| `{key}` | {_type_name(field.annotation)} | {default} | {text} |")
     if name:
         lines += ["", f"Environment: `{PREFIX}{name.upper()}__<KEY>`."]
     return "\n".join([*lines, ""])
+
+
+def _line(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())
 
 
 def _default(field: FieldInfo) -> str:

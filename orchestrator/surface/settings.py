@@ -18,10 +18,10 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -31,6 +31,9 @@ from orchestrator.core.machine import OUR_LABEL, MachineClass
 from orchestrator.core.retention import Keep, Retention
 from orchestrator.core.runner import Deadlines
 from orchestrator.core.settings import HostSettings
+from orchestrator.core.sharing import Sharing
+from orchestrator.surface.sections import Section, section_of
+from orchestrator.surface.sharing import SharingSection, label_of, sharing_of
 
 DEFAULT_FILE = Path("/etc/ironcd/ironcd.toml")
 PREFIX = "IRONCD_"
@@ -38,27 +41,8 @@ _NOT_SETTINGS = frozenset({"IRONCD_CONFIG", "IRONCD_DEBUG"})
 _OPEN_ENDED = tuple(
     f"{PREFIX}{start}__"
     for start in ("CLASSES", "CONTROL__HOST_TOKEN_FILES", "AUDIT__ORGANISATIONS", "AUDIT__HOST_KEYS")
+    + ("SHARING__REPOSITORIES", "SHARING__ORGANISATIONS", "SHARING__CLASSES")
 )
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def section_of(struct: type[msgspec.Struct], *, without: frozenset[str] = frozenset()) -> type[Section]:
-    """A section with the keys, types and defaults of one of core's types."""
-    fields: dict[str, Any] = {}
-    for field in msgspec.structs.fields(struct):
-        if field.name in without:
-            continue
-        if field.default is not msgspec.NODEFAULT:
-            default = field.default
-        elif field.default_factory is not msgspec.NODEFAULT:
-            default = Field(default_factory=field.default_factory)
-        else:
-            default = ...
-        fields[field.name] = (field.type, default)
-    return create_model(f"{struct.__name__}Section", __base__=Section, **fields)
 
 
 if TYPE_CHECKING:
@@ -93,6 +77,10 @@ class GitHubSection(Section):
     """Of GitHub's REST API; for GitHub Enterprise Server ``https://HOST/api/v3``."""
     runner_group_id: int = Field(default=1, ge=1)
     """The organisation's runner group that runners are registered in."""
+    registration: Literal["organisation", "repository"] = "organisation"
+    """Where an organisation's runners are registered.  GitHub gives an organisation's runner to any of its repositories; with
+    ``repository`` each takes jobs of its own repository only, so quotas and shares hold to the machine.  The App then needs
+    the repository permission *Administration: write*."""
     installations: tuple[int, ...] = ()
     """Where any is named, deliveries of other installations are set aside."""
     concurrency: int = Field(default=8, ge=1)
@@ -104,7 +92,7 @@ class ControlSection(Section):
     """``address:port`` of the control API, which takes the webhooks too.  Put a TLS proxy in front of it."""
     admin_token_file: Path = Path("/etc/ironcd/admin-token")
     """Bearer token of the admin API, which the ``ironcd`` command uses too."""
-    host_token_files: dict[str, Path] = {}
+    host_token_files: dict[str, Path] = Field(default_factory=dict)
     """Host name to the file with its bearer token.  Empty: this machine's ``host.name`` and ``host.token_file``."""
     url: str = ""
     """Where the ``ironcd`` command finds the control API; empty for ``listen``."""
@@ -155,14 +143,14 @@ class AuditSection(Section):
     """Records of what was blocked, or would have been, or was flagged or lost; 0 keeps them for ever."""
     delete: bool = True
     """Delete once a day what is over; without it only ``ironcd audit retain`` does."""
-    organisations: dict[str, KeepSection] = {}
+    organisations: dict[str, KeepSection] = Field(default_factory=dict)
     """Organisations with times of their own: ``[audit.organisations.NAME]`` with ``egress_days`` and ``security_days``."""
     checkpoint_copies: Path | None = None
     """A folder that neither hosts nor the control plane can change once it is written, such as a mounted bucket with object
     lock: signed checkpoints are copied there, and ``ironcd audit verify`` holds the record against them."""
     checkpoint_copy_s: float = Field(default=600.0, ge=1.0)
     """The newest checkpoint of each ledger is copied so often."""
-    host_keys: dict[str, tuple[str, ...]] = {}
+    host_keys: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Host name to the public keys that its checkpoints may be signed with, as ``ledger-key.pub`` on the host has them.
     Without an entry the key that came first is taken as the right one."""
 
@@ -191,6 +179,7 @@ class Settings(BaseSettings):
     redis: RedisSection = RedisSection()
     host: HostSection = Field(default_factory=lambda: HostSection(name=os.uname().nodename))
     classes: dict[str, ClassSection] = {}
+    sharing: SharingSection = SharingSection()
     policy: PolicySection = PolicySection()
     audit: AuditSection = AuditSection()
     log: LogSection = LogSection()
@@ -227,6 +216,8 @@ class Settings(BaseSettings):
             hosts={name: str(path) for name, path in control.host_token_files.items()} or {host.name: host.token_file},
             runner_group_id=github.runner_group_id,
             installations=github.installations,
+            registration=github.registration,
+            sharing=self.shares(),
             classes=self.machine_classes(),
             organisation_policy_file=str(policy.organisation_file or ""),
             deadlines=msgspec.convert(control.deadlines.model_dump(), Deadlines),
@@ -248,12 +239,15 @@ class Settings(BaseSettings):
         }
         return Retention(Keep(audit.egress_days, audit.security_days), organisations)
 
+    def shares(self, source: str = "the configuration") -> Sharing:
+        """Raises ConfigurationError for a name that names nothing."""
+        return sharing_of(self.sharing, self.machine_classes(), source)
+
     def machine_classes(self) -> dict[str, MachineClass]:
         """By label.  The default class is there even where the file names none."""
         classes = {OUR_LABEL: MachineClass(name=OUR_LABEL)}
         for name, section in self.classes.items():
-            label = name if name == OUR_LABEL or name.startswith(OUR_LABEL + "-") else f"{OUR_LABEL}-{name}"
-            label = OUR_LABEL if name == "default" else label
+            label = label_of(name)
             classes[label] = msgspec.convert({**section.model_dump(), "name": label}, MachineClass)
         return classes
 
@@ -276,9 +270,11 @@ def load(named: Path | None = None) -> Settings:
     _refuse_unknown_variables(os.environ)
     try:
         host = {"name": os.uname().nodename, **_table(data, "host")}
-        return Settings(**{**data, "host": host})
+        settings = Settings(**{**data, "host": host})
     except ValidationError as error:
         raise _readable(error, source) from None
+    settings.shares(source)
+    return settings
 
 
 def read_secret(path: Path, what: str) -> str:
@@ -354,12 +350,14 @@ def _nearest(word: str, known: set[str]) -> str:
 
 def _keys_at(location: tuple[int | str, ...]) -> set[str]:
     """The keys that may stand where the last part of ``location`` stands."""
-    if location[0] == "classes" and len(location) > 2:
-        return set(ClassSection.model_fields)
     keys: Mapping[str, FieldInfo] = Settings.model_fields
-    for part in location[:-1]:
+    parts = iter(location[:-1])
+    for part in parts:
         field = keys.get(str(part))
-        keys = _keys_of(field.annotation) if field is not None else {}
+        annotation = field.annotation if field is not None else None
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1] if next(parts, None) is not None else None
+        keys = _keys_of(annotation)
     return set(keys)
 
 

@@ -198,7 +198,9 @@ class Stage:
         """GitHub gives queued jobs to registered runners that listen, labels permitting."""
         given = []
         for job in [job for job in self.github.jobs.values() if job.state == "queued"]:
-            for runner in list(self.github.runners.values()):
+            for (account, _), runner in list(self.github.runners.items()):
+                if account not in (job.org, job.repo):
+                    continue
                 ulid = runner.name.removeprefix("ironcd-").upper()
                 seen = next((host.seen[ulid] for host in self.hosts.values() if ulid in host.seen), None)
                 listens = seen is not None and seen.vm == "running" and "runner_listening" in seen.marks
@@ -246,6 +248,7 @@ class Stage:
             "t:counters", "t:jobs:done", "t:jobs:done:at", "t:runners:gone", "t:runners:gone:at", "t:sightings",
             "t:desired", "t:desired:sums", "t:inbox", "t:policies", "t:policies:of", "t:fence", "t:known", "t:dead", "t:hint",
             "t:redelivery", "t:hosts:cordoned", "t:repos:active", "t:repos:searched", "t:quarantine",
+            "t:repos:served",
         }  # fmt: skip
         found: dict[str, object] = {
             "deliveries": await self.redis.xlen(self.store.names.inbox),

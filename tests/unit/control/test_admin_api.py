@@ -88,12 +88,17 @@ async def test_a_jobs_whole_story(client: httpx.AsyncClient, stage: Stage) -> No
 
 async def test_runners(client: httpx.AsyncClient, stage: Stage) -> None:
     await played(stage)
+    await stage.deliver(stage.job(4))
+    for _ in range(3):
+        await stage.look()
+        await stage.hosts_move()
+    await stage.look()
     seen = (await client.get("/api/v1/runners")).json()["runners"]
-    assert {runner["phase"] for runner in seen} == {"WANTED", "GONE"}
+    assert {runner["phase"] for runner in seen} == {"READY", "GONE"}
     live = (await client.get("/api/v1/runners", params={"gone": False})).json()["runners"]
-    assert [runner["phase"] for runner in live] == ["WANTED"]
+    assert [runner["phase"] for runner in live] == ["READY"], "a job that waits for room has no runner yet"
     one = (await client.get(f"/api/v1/runners/{live[0]['id'].lower()}")).json()
-    assert (one["meant_for"], one["story"][0]["what"]) == (2, "WANTED")
+    assert (one["meant_for"], one["story"][0]["what"]) == (4, "WANTED")
     assert (await client.get("/api/v1/runners/nobody")).status_code == 404
 
 
@@ -138,7 +143,7 @@ async def test_metrics(client: httpx.AsyncClient, stage: Stage) -> None:
         for sample in family.samples
     }
     assert samples["ironcd_store_up", ()] == 1
-    assert samples["ironcd_runners", (("phase", "WANTED"),)] == 1
+    assert samples["ironcd_runners", (("phase", "WANTED"),)] == 0
     assert samples["ironcd_jobs", (("served", "yes"), ("state", "queued"))] == 1
     assert samples["ironcd_host_capacity", (("host", "h1"), ("what", "vcpus"))] == 8
     assert samples["ironcd_phase_seconds_count", (("phase", "RUNNING"),)] == 1

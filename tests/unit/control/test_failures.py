@@ -238,6 +238,7 @@ async def test_row_08_approval_queues_it_twice(stage: Stage) -> None:
     assert await stage.runners() == []
     stage.github.jobs[1] = job
     await stage.deliver(job)
+    await stage.hosts_move()
     await stage.look()
     assert len(await stage.runners()) == 1
     await ends_well(stage, 1)

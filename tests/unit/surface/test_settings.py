@@ -10,6 +10,7 @@ import pytest
 from orchestrator.core.errors import ConfigurationError
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.settings import HostSettings
+from orchestrator.core.sharing import Share
 from orchestrator.surface import settings as module
 from orchestrator.surface.settings import ClassSection, HostSection, load, read_secret
 
@@ -132,3 +133,59 @@ def test_a_missing_or_empty_secret_is_an_error(tmp_path, content):
         path.write_text(content)
     with pytest.raises(ConfigurationError, match=r"control\.admin_token_file"):
         read_secret(path, "control.admin_token_file")
+
+
+def test_shares_are_read(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        [classes.gpu]
+        gpus = 1
+        [sharing]
+        ageing_s = 60
+        [sharing.repository]
+        runners = 20
+        [sharing.repositories."Acme/App"]
+        vcpus = 8
+        priority = 5
+        [sharing.organisations.Acme]
+        weight = 2.5
+        [sharing.classes.gpu]
+        runners = 1
+        [sharing.classes.ironcd-4cpu-16gb]
+        priority = -3
+        """,
+    )
+    sharing = load(path).control_settings().sharing
+    assert sharing.of_repository("ACME/app") == Share(vcpus=8, priority=5)
+    assert sharing.of_repository("acme/other") == Share(runners=20)
+    assert sharing.of_organisation("acme").weight == 2.5
+    assert sharing.of_class("ironcd-gpu").runners == 1
+    assert sharing.priority_of("acme/app", "ironcd-4cpu-16gb") == 2
+    assert (sharing.ageing_s, sharing.reserve_s) == (60.0, 120.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "remedy"),
+    [
+        ('[sharing.repositories."a/b"]\nruners = 1\n', "sharing.repositories.a/b.runers: no such key", "mean runners?"),
+        ("[sharing]\nrepository.runners = -1\n", "sharing.repository.runners: input should be greater", "reference"),
+        ("[sharing]\norganisation.weight = 0\n", "sharing.organisation.weight: input should be greater", "reference"),
+        ("[sharing]\nrepository.priority = 11\n", "sharing.repository.priority: input should be less", "reference"),
+        ("[sharing.repositories.app]\nrunners = 1\n", 'sharing.repositories."app": a repository is', '"OWNER/app"'),
+        ('[sharing.organisations."a/b"]\nrunners = 1\n', 'sharing.organisations."a/b": no organisation', "login"),
+        (
+            "[sharing.classes.gpuu]\nrunners = 1\n[classes.gpu]\n",
+            'sharing.classes."gpuu": no class',
+            "mean ironcd-gpu?",
+        ),
+        ("[audit.organisations.x]\negress_day = 1\n", "audit.organisations.x.egress_day", "mean egress_days?"),
+    ],
+)
+def test_a_share_of_nobody_is_refused(tmp_path, text, message, remedy):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        load(path)
+    assert str(path) in caught.value.message
+    assert message in caught.value.message
+    assert remedy in caught.value.remedy
