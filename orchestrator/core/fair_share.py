@@ -47,6 +47,11 @@ class Lane(msgspec.Struct):
     level: int = 0
     """The priority by which it stands in the line now."""
 
+    @property
+    def shape(self) -> tuple[MachineClass, frozenset[str]]:
+        """What decides whether a host has room for its jobs."""
+        return self.machine, self.avoid
+
 
 def cost_of(machine: MachineClass, total: Capacity) -> float:
     """The part of ``total`` that a machine takes, of whatever it takes most of: above 0, at most 1 where it fits."""
@@ -84,6 +89,7 @@ class FairQueue:
             if lane.jobs:
                 lane.owner = owner_of(lane.repo)
                 self._enter(lane)
+        self.shapes = {lane.shape for lane in self.rest()}
 
     def next(self) -> Lane | None:
         """The lane whose first job has its turn; None where nobody is left."""
@@ -111,6 +117,11 @@ class FairQueue:
     def leave_out(self, lane: Lane) -> None:
         """No job of ``lane`` can be served this time."""
         self._levels[lane.level].remove(lane)
+
+    def rest(self) -> Iterator[Lane]:
+        """The lanes that are neither served nor left out yet, in no order."""
+        for level in self._levels.values():
+            yield from level.lanes()
 
     def order(self) -> Iterator[int]:
         """Everybody, as if there were room for one after another: a job's place in it is its place in the line."""
@@ -165,6 +176,9 @@ class _Level:
     def remove(self, lane: Lane) -> None:
         del self._by_key[lane.key]
 
+    def lanes(self) -> Iterable[Lane]:
+        return self._by_key.values()
+
     def top(self) -> Lane | None:
         owner = self._owners.top()
         if owner is None:
@@ -190,10 +204,15 @@ class _Line:
     def __init__(self, key: Callable[[Any], Any]) -> None:
         self._key = key
         self._heap: list[tuple[Any, Any]] = []
+        self._known: dict[Any, Any] = {}
+        """The key by which each stands in the heap; an entry with another one is superseded."""
 
     def push(self, name: Any) -> None:
         """Again, too, where its key became smaller."""
-        heapq.heappush(self._heap, (self._key(name), name))
+        key = self._key(name)
+        if name not in self._known or key < self._known[name]:
+            self._known[name] = key
+            heapq.heappush(self._heap, (key, name))
 
     def top(self) -> Any:
         return self._heap[0][1] if self._settle() else None
@@ -205,10 +224,15 @@ class _Line:
         heap = self._heap
         while heap:
             known, name = heap[0]
+            if self._known.get(name) != known:
+                heapq.heappop(heap)
+                continue
             key = self._key(name)
             if key is None:
                 heapq.heappop(heap)
+                del self._known[name]
             elif key > known:
+                self._known[name] = key
                 heapq.heapreplace(heap, (key, name))
             else:
                 return True

@@ -45,20 +45,21 @@ def deal(queue: FairQueue, short: dict[Hashable, int], quotas: Quotas, rooms: Ro
     given: list[Given] = []
     waits: dict[Hashable, Wait] = {}
     full: dict[tuple[MachineClass, frozenset[str]], str] = {}
-    while (lane := queue.next()) is not None:
+    while len(full) < len(queue.shapes) and (lane := queue.next()) is not None:
         wait = _why_not(lane, short, quotas)
         if wait is None:
-            shape = (lane.machine, lane.avoid)
-            found = full.get(shape) or rooms.place(lane.machine, avoid=lane.avoid)
+            found = full.get(lane.shape) or rooms.place(lane.machine, avoid=lane.avoid)
             if isinstance(found, Placed):
                 given.append(Given(queue.give(lane), lane.machine, found.host))
                 quotas.take(lane.repo, lane.machine)
                 short[lane.group] -= 1
                 continue
-            reason = full[shape] = found if isinstance(found, str) else found.reason
+            reason = full[lane.shape] = found if isinstance(found, str) else found.reason
             wait = Wait("room", reason + (_kept(lane, rooms) if lane.jobs[0][0] <= long_since else ""))
         waits[lane.key] = wait
         queue.leave_out(lane)
+    for lane in queue.rest():
+        waits[lane.key] = _why_not(lane, short, quotas) or Wait("room", full[lane.shape])
     return Dealt(tuple(given), waits)
 
 
