@@ -6,12 +6,13 @@ and one too many is given back.  A runner is made only when there is a host for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from orchestrator.control.line import SURPLUS, Line, failed_on
 from orchestrator.control.records import JobRecord, RunnerRecord
+from orchestrator.control.warm import Ids, Waiting
 from orchestrator.control.world import ON_ITS_WAY, World
 from orchestrator.core.placement import Placed as PlacedOn
 from orchestrator.core.runner import Placed, Withdrawn
@@ -24,15 +25,19 @@ FRESH = 200
 """So many jobs have the figures in their reason brought up to date in one look; what they wait for, always."""
 
 
-def meet_demand(world: World, make_id: Callable[[], str]) -> None:
-    """Want runners for jobs that have none on its way, each with its host, and withdraw those too many."""
+def meet_demand(world: World, make_id: Callable[[], str], machines: Iterable[Waiting] = ()) -> None:
+    """Want runners for jobs that have none on its way, each with its host, and withdraw those too many.
+
+    ``machines`` wait on hosts: a new runner is one of them where one fits.
+    """
+    ids = Ids(machines, make_id)
     give_up(world)
     line = Line(world)
     withdraw_surplus(world, line)
     house(world, line)
-    dealt = line.deal()
+    dealt = line.deal(ids.hosts())
     for given in dealt.given:
-        want(world, given, make_id)
+        want(world, given, ids)
     give_reasons(world, line, dealt)
 
 
@@ -84,9 +89,9 @@ def house(world: World, line: Line) -> None:
             world.change_runner(record.id, waiting=found.reason)
 
 
-def want(world: World, given: Given, make_id: Callable[[], str]) -> None:
+def want(world: World, given: Given, ids: Ids) -> None:
     """A runner comes into being for a job, on the host that has room for it."""
-    runner = world.want(make_id(), world.jobs[given.job].job, given.machine)
+    runner = world.want(ids.next(given.machine, given.host), world.jobs[given.job].job, given.machine)
     world.happen(runner.id, Placed(given.host))
 
 

@@ -8,7 +8,7 @@ to show it asks again.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 
 from orchestrator.control.observe import host_views
 from orchestrator.control.records import JobRecord, RunnerRecord
@@ -54,10 +54,10 @@ class Line:
     def may_have_runner(self, record: JobRecord) -> bool:
         return self._world.now >= record.not_before and self.class_of(record).machine is not None
 
-    def deal(self) -> Dealt:
-        """Machines for those whose turn it is, as far as quotas and room go."""
+    def deal(self, warm: Mapping[str, list[str]] | None = None) -> Dealt:
+        """Machines for those whose turn it is, as far as quotas and room go.  ``warm``: class to hosts where one waits."""
         long_since = self._world.now - self._world.settings.sharing.reserve_s
-        return deal(self._queue(), self._short(), self._quotas(), self.rooms, long_since=long_since)
+        return deal(self._queue(), self._short(), self._quotas(), self.rooms, long_since=long_since, warm=warm)
 
     def order(self) -> list[int]:
         """The jobs in line, each at its place."""

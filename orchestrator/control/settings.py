@@ -60,7 +60,7 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runner_group_id: int = 1
     registration: Literal["organisation", "repository"] = "organisation"
     """Where runners of organisations are registered.  GitHub gives a runner to any repository of its organisation, so quotas
-    and shares of single repositories hold to the machine only with ``repository`` (docs/adr/0012)."""
+    and shares of single repositories hold to the machine only with ``repository`` (docs/adr/0015)."""
     sharing: Sharing = Sharing()
     installations: tuple[int, ...] = ()
     """Where any is named, deliveries of other installations are set aside."""

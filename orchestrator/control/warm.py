@@ -12,16 +12,14 @@ and no runner's, live or gone: one host can't have another's runner mistaken for
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import msgspec
 from ulid import ULID
 
-from orchestrator.control.observe import host_views
 from orchestrator.control.world import World
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import names_of
-from orchestrator.core.placement import HostView, Placed, place
 
 MADE_WITHIN_S = 24 * 3600.0
 AHEAD_S = 300.0
@@ -51,36 +49,26 @@ def waiting(world: World) -> list[Waiting]:
 
 
 class Ids:
-    """Where the ids of a pass's new runners come from.  Each is given once, and takes its room with it."""
+    """Where the ids of a pass's new runners come from.  That of each machine that waits is given once."""
 
-    def __init__(self, world: World, machines: Iterable[Waiting], make_id: Callable[[], str]) -> None:
+    def __init__(self, machines: Iterable[Waiting], make_id: Callable[[], str]) -> None:
         self._machines = list(machines)
         self._make_id = make_id
-        self._views = {view.name: view for view in host_views(world)} if self._machines else {}
-        self.taken: dict[str, str] = {}
-        """Id to host, of the machines that got a job in this pass."""
 
-    def next(self, machine: MachineClass, avoid: Iterable[str] = ()) -> str:
-        """The id for a runner of ``machine``: of one that waits on a host with room, else a new one."""
-        shunned = frozenset(avoid)
-        for offer in self._fitting(machine):
-            view = self._views[offer.host]
-            if offer.host not in shunned and isinstance(place(machine, [view]), Placed):
-                self._views[offer.host] = msgspec.structs.replace(view, taken=(*view.taken, machine))
+    def hosts(self) -> dict[str, list[str]]:
+        """Class to the hosts on which machines of it wait, longest waiting first, a host as often as it has one."""
+        found: dict[str, list[str]] = {}
+        for machine in self._machines:
+            found.setdefault(machine.machine_class, []).append(machine.host)
+        return found
+
+    def next(self, machine: MachineClass, host: str) -> str:
+        """The id for a runner of ``machine`` on ``host``: of one that waits there, else a new one."""
+        for offer in self._machines:
+            if (offer.machine_class, offer.host) == (machine.name, host):
                 self._machines.remove(offer)
-                self.taken[offer.id] = offer.host
                 return offer.id
         return self._make_id()
-
-    def _fitting(self, machine: MachineClass) -> Iterator[Waiting]:
-        yield from (m for m in list(self._machines) if m.machine_class == machine.name and m.host in self._views)
-
-
-def place_near(machine: MachineClass, views: dict[str, HostView], host: str | None, avoid: set[str]) -> str | None:
-    """``host`` where its machine waits and there is room for it still; None where placement has to look further."""
-    if host is None or host in avoid or host not in views:
-        return None
-    return host if isinstance(place(machine, [views[host]]), Placed) else None
 
 
 def _is_fresh(ulid: str, now: float) -> bool:

@@ -212,16 +212,7 @@ class World:
         for policy in self._policies.values():
             changes.put_policy(policy)
         self._put_runners(changes)
-        changed = [self.jobs[job_id] for job_id in sorted(self._jobs_changed) if job_id in self.jobs]
-        for job in changed:
-            changes.put_job(job)
-        for installation, repo in sorted(
-            {(j.job.installation, j.job.repo) for j in changed if j.job.served != "ignored"}
-        ):
-            changes.note_active(installation, repo, self.now)
-        for repo in sorted(self._served_changed):
-            changes.note_served(repo, self.served[repo])
-        self._served_changed = set()
+        self._put_jobs(changes)
         if self.outage_since != self._outage_written:
             changes.put_outage(self.outage_since)
             self._outage_written = self.outage_since
@@ -231,7 +222,7 @@ class World:
         for phase, seconds in self._durations:
             changes.observe_phase(phase, seconds)
         self._policies, self._counts, self._durations = {}, {}, []
-        self._runners_changed, self._jobs_changed = set(), set()
+        self._runners_changed, self._jobs_changed, self._served_changed = set(), set(), set()
 
     def _put_incidents(self, changes: Changes) -> None:
         for run_id in self._reruns:
@@ -242,6 +233,16 @@ class World:
             self.quarantines.written()
         for subject in self.quarantines.stale_lifts():
             changes.forget_lifted(subject)
+
+    def _put_jobs(self, changes: Changes) -> None:
+        changed = [self.jobs[job_id] for job_id in sorted(self._jobs_changed) if job_id in self.jobs]
+        for record in changed:
+            changes.put_job(record)
+        ours = {(r.job.installation, r.job.repo) for r in changed if r.job.served != "ignored"}
+        for installation, repo in sorted(ours):
+            changes.note_active(installation, repo, self.now)
+        for repo in sorted(self._served_changed):
+            changes.note_served(repo, self.served[repo])
 
     def _put_runners(self, changes: Changes) -> None:
         for runner_id in sorted(self._runners_changed):

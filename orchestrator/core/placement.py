@@ -4,7 +4,7 @@ Among the hosts with room the fullest is taken (best fit by what stays free), so
 equal ones are told apart by name, so the same input gives the same answer everywhere.
 
 `Rooms` deals out what several hosts have, one machine after another, and can keep a host for a machine that is too large
-for what is free now: the host gets nothing else until it has drained far enough (docs/adr/0012).
+for what is free now: the host gets nothing else until it has drained far enough (docs/adr/0015).
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ class Rooms:
             gpus=sum(room.gpus for room in able),
         )
 
-    def place(
-        self, machine: MachineClass, *, avoid: Iterable[str] = (), near: Iterable[str] = ()
-    ) -> Placed | Waits:
+    def place(self, machine: MachineClass, *, avoid: Iterable[str] = (), near: Iterable[str] = ()) -> Placed | Waits:
         """The host for a runner of ``machine``, or why it waits.
 
         ``avoid``: hosts on which it failed before; one of them is taken all the same where no other could ever hold the

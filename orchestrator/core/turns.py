@@ -6,7 +6,7 @@ that small jobs which fit into every gap can't keep a large one out for ever.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -37,10 +37,19 @@ class Dealt(msgspec.Struct, frozen=True):
     """By lane, for those that still have jobs."""
 
 
-def deal(queue: FairQueue, short: dict[Hashable, int], quotas: Quotas, rooms: Rooms, *, long_since: float) -> Dealt:
+def deal(
+    queue: FairQueue,
+    short: dict[Hashable, int],
+    quotas: Quotas,
+    rooms: Rooms,
+    *,
+    long_since: float,
+    warm: Mapping[str, list[str]] | None = None,
+) -> Dealt:
     """Machines for as many jobs as can have one.
 
     ``short``: how many runners each group of lanes lacks.  For a job that waits since before ``long_since`` a host is kept.
+    ``warm``: class to the hosts on which a machine of it waits, a host as often as it has one; taken out as they are given.
     """
     given: list[Given] = []
     waits: dict[Hashable, Wait] = {}
@@ -48,11 +57,14 @@ def deal(queue: FairQueue, short: dict[Hashable, int], quotas: Quotas, rooms: Ro
     while len(full) < len(queue.shapes) and (lane := queue.next()) is not None:
         wait = _why_not(lane, short, quotas)
         if wait is None:
-            found = full.get(lane.shape) or rooms.place(lane.machine, avoid=lane.avoid)
+            near = warm.get(lane.machine.name, []) if warm else []
+            found = full.get(lane.shape) or rooms.place(lane.machine, avoid=lane.avoid, near=near)
             if isinstance(found, Placed):
                 given.append(Given(queue.give(lane), lane.machine, found.host))
                 quotas.take(lane.repo, lane.machine)
                 short[lane.group] -= 1
+                if found.host in near:
+                    near.remove(found.host)
                 continue
             reason = full[lane.shape] = found if isinstance(found, str) else found.reason
             wait = Wait("room", reason + (_kept(lane, rooms) if lane.jobs[0][0] <= long_since else ""))

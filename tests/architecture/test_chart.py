@@ -20,6 +20,13 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 
 
+SHARING = {
+    "repository": {"runners": 40},
+    "repositories": {"acme/site": {"weight": 0.5, "priority": -2}},
+    "classes": {"gpu": {"runners": 4}},
+}
+
+
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     out = copy.deepcopy(base)
     for key, value in over.items():
@@ -37,6 +44,10 @@ def test_the_readmes_values_are_accepted() -> None:
     jsonschema.validate(merged(DEFAULTS, sample()), SCHEMA)
 
 
+def test_shares_are_accepted() -> None:
+    jsonschema.validate(merged(DEFAULTS, {**sample(), "sharing": SHARING}), SCHEMA)
+
+
 def test_the_defaults_alone_are_refused() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(DEFAULTS, SCHEMA)
@@ -52,6 +63,9 @@ def test_the_defaults_alone_are_refused() -> None:
         {"control": {"hosts": []}},
         {"control": {"adminToken": "in the values"}},
         {"unknown": 1},
+        {"sharing": {"repositories": {"acme/site": {"runner": 1}}}},
+        {"sharing": {"repositories": {"site": {"runners": 1}}}},
+        {"sharing": {"organisation": {"priority": 11}}},
     ],
     ids=str,
 )
@@ -73,6 +87,7 @@ def rendered() -> list[dict[str, Any]]:
     values = {
         **sample(),
         "classes": {"gpu": {"vcpus": 8, "gpus": 1}},
+        "sharing": SHARING,
         "organisationPolicy": "mode: enforce\nallow: []\n",
         "alerts": {"enabled": True, "labels": {"release": "prometheus"}},
     }
@@ -92,6 +107,9 @@ def test_the_configuration_is_one_that_ironcd_reads(rendered: list[dict[str, Any
     if part == "control":
         assert loaded.github.app_id == 123456
         assert loaded.machine_classes()["ironcd-gpu"].gpus == 1
+        shares = loaded.shares()
+        assert (shares.repository.runners, shares.of_repository("acme/site").weight) == (40, 0.5)
+        assert shares.of_class("ironcd-gpu").runners == 4
     else:
         assert loaded.host_settings().control_url == "https://ironcd.example.com"
 

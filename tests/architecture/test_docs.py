@@ -158,10 +158,14 @@ def test_sample_units_start_processes_that_exist(unit: Path) -> None:
 
 
 def test_sample_configurations_are_accepted(tmp_path: Path) -> None:
-    samples = re.findall(
-        r"^```toml\n(.*?)^```", (ROOT / "docs/operations/install.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-    assert len(samples) == 2
+    samples = [
+        sample
+        for page in ("install.md", "capacity.md")
+        for sample in re.findall(
+            r"^```toml\n(.*?)^```", (ROOT / "docs/operations" / page).read_text(), re.DOTALL | re.MULTILINE
+        )
+    ]
+    assert len(samples) == 3
     for sample in samples:
         assert tomllib.loads(sample)
         file = tmp_path / "ironcd.toml"

@@ -144,8 +144,7 @@ async def test_row_13_a_host_whose_clock_is_off_gets_no_runner(off: float, serve
     await stage.deliver(stage.job(1))
     await stage.store.put_sighting(Sighting(stage.now, host.report(stage.now + off)))
     await stage.look()
-    (record,) = await stage.runners()
-    assert (record.life.host == "h1") is served
+    assert [record.life.host for record in await stage.runners()] == (["h1"] if served else [])
     if not served:
         assert "clock that is" in (await stage.job_record(1)).job.reason
 
