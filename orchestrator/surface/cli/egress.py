@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from orchestrator.surface.cli.options import GLOBAL, AsJson
 if TYPE_CHECKING:
     from orchestrator.core.errors import UserError
     from orchestrator.core.policy import Policy
+    from orchestrator.core.presets import Preset
 
 app = typer.Typer(
     help="The egress wall: policies, presets, and what the gateway makes of a hello.", no_args_is_help=True
@@ -50,7 +52,7 @@ def presets(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """List the presets that a policy can name, or the entries of one.
+    """List the presets that a policy can name with version and source, or the entries of one, each with its own.
 
     Example: [bold]ironcd egress presets node[/bold]
     """
@@ -63,8 +65,8 @@ def presets(
         if as_json:
             print_json(found)
         else:
-            rows = ((p.name, p.version, len(p.entries), p.description) for p in found)
-            print_table(("preset", "#version", "#entries", "what it opens"), rows)
+            rows = ((p.name, p.version, len(p.entries), p.description, _sources(p)) for p in found)
+            print_table(("preset", "#version", "#entries", "what it opens", "source"), rows)
         return
     preset = known.by_name.get(known.aka.get(name, name))
     if preset is None:
@@ -72,7 +74,11 @@ def presets(
     if as_json:
         print_json(preset)
         return
-    entries = ((e.host or e.cidr, ", ".join(map(str, e.ports)), e.comment, e.source) for e in preset.entries)
+    unchecked = " (not checked against a document)"
+    entries = (
+        (e.host or e.cidr, ", ".join(map(str, e.ports)), e.comment, e.source + ("" if e.verified else unchecked))
+        for e in preset.entries
+    )
     print_table(("host", "ports", "for", "source"), entries, title=f"{preset.name}, version {preset.version}")
 
 
@@ -131,6 +137,14 @@ def check(
         )
         return
     _show_policy(effective, own.warnings, tests=len(own.tests))
+
+
+def _sources(preset: Preset) -> str:
+    """Where most of its entries come from, and how many other sources there are."""
+    counted = Counter(entry.source for entry in preset.entries).most_common()
+    if not counted:
+        return "the image" if preset.from_image else ""
+    return counted[0][0] + (f" and {len(counted) - 1} more" if len(counted) > 1 else "")
 
 
 def _show_policy(policy: Policy, warnings: Sequence[str], *, tests: int) -> None:

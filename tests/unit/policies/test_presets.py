@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from importlib.resources import files
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from orchestrator.core.effective import effective_policy, run_tests
 from orchestrator.core.flow import Flow
 from orchestrator.core.hazards import floor_problem, host_danger
-from orchestrator.core.host_pattern import base_of, covers
+from orchestrator.core.host_pattern import base_of, covers, matches
 from orchestrator.core.policy import Policy, compile_policy, decide
 from orchestrator.core.policy_file import read_policy
-from orchestrator.core.presets import Preset
+from orchestrator.core.presets import Hazard, Preset
 from policies import baseline_policy, load_presets, suffix_kind
 
 PRESETS = load_presets()
@@ -68,6 +72,41 @@ def test_no_entry_opens_a_place_where_anyone_can_register(preset: Preset) -> Non
         assert danger is None or (entry.multi_tenant and not danger.refused), entry.host
         if entry.host.startswith("*"):
             assert suffix_kind(base_of(entry.host)) == ""
+
+
+def test_every_wildcard_is_one_whose_owner_alone_gives_out_names() -> None:
+    """A new one isn't taken until somebody has looked up who can get a name below it, and has written that here."""
+    wildcards = {entry.host for preset in PRESETS.by_name.values() for entry in preset.entries if "*" in entry.host}
+    assert wildcards == {
+        "**.actions.githubusercontent.com",  # GitHub's own services
+        "*.pkg.julialang.org",  # mirrors that the Julia project runs
+        "*.data.mcr.microsoft.com",  # Microsoft's own regions
+    }
+
+
+@pytest.mark.parametrize("hazard", PRESETS.hazards, ids=lambda hazard: hazard.host)
+def test_no_preset_takes_in_a_name_that_anyone_can_get(hazard: Hazard) -> None:
+    """A name that nobody has yet, below each place that is known to rent them."""
+    name = hazard.host.replace("**.", "evil-0x7f.").replace("*.", "evil-0x7f.")
+    if name == hazard.host:
+        name = f"evil-0x7f.{name}"
+    for preset in PRESETS.by_name.values():
+        assert not any(entry.host and matches(entry.host, name) for entry in preset.entries), preset.name
+
+
+def fingerprint(preset: Preset) -> str:
+    """Of what its rules open."""
+    opens = [(entry.host, entry.cidr, entry.ports) for entry in preset.entries]
+    return hashlib.sha256(msgspec.json.encode(opens)).hexdigest()[:16]
+
+
+@EACH
+def test_a_change_of_what_it_opens_has_a_new_version(preset: Preset) -> None:
+    """Rules are recorded as ``preset/NAME@VERSION#NUMBER``: a version must mean the same list for ever."""
+    known = json.loads(Path(__file__).with_name("versions.json").read_text())
+    told = f"raise the version of {preset.name}, and add to versions.json: {preset.version}: {fingerprint(preset)!r}"
+    assert known.get(preset.name, {}).get(str(preset.version)) == fingerprint(preset), told
+    assert max(map(int, known[preset.name])) == preset.version
 
 
 def test_nothing_that_was_asked_for_is_missing() -> None:
