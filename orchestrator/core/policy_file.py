@@ -254,8 +254,9 @@ class _FileReader:
                 self._warn_at(entry, f"{entry.host} is expected to be blocked, and line {by.line} allows it")
 
     def _as_mapping(self, word: str) -> str:
-        if word in self.presets.by_name:
-            return f"write preset: {word}"
+        preset = self.presets.aka.get(word, word)
+        if preset in self.presets.by_name:
+            return f"write preset: {preset}"
         key = "cidr" if "/" in word and "://" not in word and word[:1].isdigit() else "host"
         return f'write {key}: "{word}"' if word.isascii() and word.isprintable() else "write host: NAME"
 

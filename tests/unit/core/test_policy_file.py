@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import PolicyErrors
 from orchestrator.core.policy import Private
-from orchestrator.core.policy_document import STARTER, PolicyFile
+from orchestrator.core.policy_document import STARTER, PolicyFile, Scope
 from orchestrator.core.policy_file import read_policy
 from orchestrator.core.presets import Presets
 
@@ -133,6 +133,7 @@ def test_the_starter_is_a_policy(presets: Presets) -> None:
         ("allow: node\n", 1, 8, "allow must be a list, not text", '"- "'),
         ("allow:\n", 1, 7, "allow is empty", "allow: []"),
         ("allow:\n  - node\n", 2, 5, "not a bare word", "write preset: node"),
+        ("allow:\n  - npm\n", 2, 5, "not a bare word", "write preset: node"),
         ("allow:\n  - a.example.com\n", 2, 5, "not a bare word", 'write host: "a.example.com"'),
         ("allow:\n  - 203.0.113.0/24\n", 2, 5, "not a bare word", "write cidr:"),
         ("allow:\n  - {}\n", 2, 5, "one of host, preset, cidr; this one has none", "one entry for each"),
@@ -313,3 +314,57 @@ def test_no_image_makes_a_test_hold_that_a_rule_denies(presets: Presets) -> None
     text = "allow: [{preset: node}]\ndeny: [{host: a.example.org}]\ntests: [{host: a.example.org, expect: allow}]\n"
     with pytest.raises(PolicyErrors, match="denied by repo#2"):
         read_policy(text, source="p.yml", presets=presets)
+
+
+AWKWARD = (
+    "*",
+    "**.",
+    "&a ",
+    "*a",
+    "!!python/object:os.system ",
+    "|",
+    "> ",
+    "{",
+    "}",
+    "[",
+    ":",
+    "\t",
+    "\x00",
+    "\u202e",
+    "1e400",
+)
+AWKWARD += (
+    "999999999999999999999",
+    "null",
+    "0x10",
+    "2020-01-01",
+    ".inf",
+    "'",
+    '"',
+    "#",
+    "---\n",
+    "<<: ",
+    "? ",
+    "\r",
+    "\u2028",
+    "\ufeff",
+)
+AWKWARD += ("1:30", "a" * 300, "-1", "65536", "::1/128", "[]", "{}", "K\u212a", "\ud800")
+_EDITS = st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 12), st.sampled_from(AWKWARD)), max_size=5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(_EDITS, st.sampled_from(["repo", "org"]))
+def test_a_spoiled_file_is_read_or_refused_in_place(
+    presets: Presets, edits: list[tuple[int, int, str]], scope: Scope
+) -> None:
+    text = WHOLE
+    for at, gone, word in edits:
+        text = text[:at] + word + text[at + gone :]
+    try:
+        read_policy(text, source="p.yml", presets=presets, scope=scope)
+    except PolicyErrors as refused:
+        for error in refused.errors:
+            assert (error.line, error.column) >= (1, 1)
+            assert error.line <= text.count("\n") + 2 + text.count("\r") + text.count("\u2028")
+            assert error.remedy
