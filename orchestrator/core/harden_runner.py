@@ -29,6 +29,16 @@ from orchestrator.core.presets import Presets
 
 ACTION = "step-security/harden-runner"
 SIZE_LIMIT = 1 << 20
+_SAID = {
+    "disable-sudo": "the wall is outside the machine, so root in it can't lift it; sudo stays as the image has it",
+    "disable-sudo-and-containers": "the wall is outside the machine, so neither root nor containers in it can lift it",
+    "disable-file-monitoring": "files aren't watched here",
+    "disable-telemetry": "nothing is told to anybody else here",
+    "api-key": "it is for their service",
+    "deploy-on-self-hosted-vm": "the wall is there without a step of the workflow",
+}
+"""Options that say nothing about endpoints, each with what is so here."""
+_IPV6 = re.compile(r"\[?[0-9a-fA-F.]*:[0-9a-fA-F.:]*\]?")
 _PORT = re.compile(r"(?P<host>.*?)(?::(?P<port>[0-9]{1,5}))?")
 
 
@@ -42,6 +52,8 @@ class Step(msgspec.Struct, frozen=True):
     endpoints: tuple[str, ...]
     unread: tuple[str, ...] = ()
     """What can't be read from the file: expressions, and policies kept in their service."""
+    options: tuple[str, ...] = ()
+    """Those that are set and say nothing about endpoints."""
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -109,6 +121,8 @@ def as_policy(steps: tuple[Step, ...], presets: Presets) -> Imported:
             builtin[read.entry.host] = None
         else:
             _merge(entries, read.entry)
+    for option in dict.fromkeys(option for step in steps for option in step.options):
+        notes[f"{option} has no counterpart: {_SAID[option]}."] = None
     for step in steps:
         refused |= dict.fromkeys(step.unread, f"can't be read from {step.source}")
     return Imported(
@@ -133,13 +147,20 @@ def _step(node: yaml.Node, job: str, source: str) -> Step:
         value = _text(_at(given, key))
         if value and value.lower() != "false":
             unread.append(f"{key}: {value}, kept in their service")
-    endpoints = re.split(r"[\s,]+", re.sub(r"\S*\$\{\{.*?\}\}\S*", " ", words, flags=re.DOTALL))
+    words = re.sub(r"\S*\$\{\{.*?\}\}\S*", " ", words, flags=re.DOTALL)
+    endpoints = re.split(r"[\s,]+", re.sub(r"(^|\s)#.*", " ", words))
+    mode = _text(_at(given, "egress-policy")).strip().lower()
+    if "${{" in mode:
+        unread.append(f"egress-policy: {mode}")
     return Step(
         source=f"{source}:{node.start_mark.line + 1}",
         job=job,
-        policy=_text(_at(given, "egress-policy")).strip().lower() or "audit",
+        policy=mode or "audit",
         endpoints=tuple(endpoint for endpoint in endpoints if endpoint),
         unread=tuple(unread),
+        options=tuple(
+            key for key, value in _items(given) if key in _SAID and _text(value).lower() not in ("", "false")
+        ),
     )
 
 
@@ -148,6 +169,8 @@ def _read(endpoint: str, presets: Presets) -> _Read:
     host, port = (parts["host"], int(parts["port"] or 443)) if parts else (endpoint, 443)
     if not 0 < port < 65536:
         return _Read(None, f"{port} is no port")
+    if _IPV6.fullmatch(host):
+        return _Read(None, "IPv6 has no use here: VMs speak IPv4 only")
     try:
         return _range(str(IPv4Network(host, strict=False)), port)
     except ValueError:
@@ -198,7 +221,10 @@ def _merge(entries: dict[tuple[str, str], NewEntry], entry: NewEntry) -> None:
 
 
 def _mode(steps: tuple[Step, ...], notes: dict[str, None]) -> Mode:
-    said = {step.policy for step in steps}
+    said = {step.policy for step in steps if "${{" not in step.policy}
+    if len(said) < len({step.policy for step in steps}):
+        notes["Which mode some jobs have can't be read, so this one warns."] = None
+        return "warn"
     if said == {"block"}:
         return "enforce"
     if "block" in said:

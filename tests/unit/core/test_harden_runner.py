@@ -57,7 +57,60 @@ def test_the_steps_are_found(presets: Presets) -> None:
     assert (first.source, first.job, first.policy) == ("ci.yml:8", "build", "block")
     assert first.endpoints[-1] == "plain.example.org"
     assert second.endpoints == ("api.example.org:443", "b.tunnel.example:443")
-    assert second.unread == ("${{ vars.MORE }}:443", "policy: our-own, kept in their service")
+    assert second.unread == (
+        "${{ vars.MORE }}:443",
+        "policy: our-own, kept in their service",
+        "egress-policy: ${{ inputs.policy }}",
+    )
+
+
+REALISTIC = """\
+on: [push]
+jobs:
+  build:
+    runs-on: ubuntu-latest
+    steps:
+      - name: Harden the runner
+        uses: step-security/harden-runner@v2
+        with:
+          disable-sudo: true
+          disable-sudo-and-containers: "true"
+          disable-file-monitoring: false
+          disable-telemetry: true
+          egress-policy: block
+          allowed-endpoints: >-
+            *.docker.io:443
+            proxy.golang.org:443 sum.golang.org:443
+            ghcr.io
+      - uses: actions/checkout@v4
+  lint:
+    steps:
+      - uses: step-security/harden-runner@v2
+        with:
+          egress-policy: block
+          allowed-endpoints: |
+            pkg.go.dev:443   # the documentation, see https://example.org
+            # files.example.org:443
+            ghcr.io:443
+"""
+
+
+def test_a_workflow_as_people_write_them(presets: Presets) -> None:
+    made = imported(presets, REALISTIC)
+    hosts = [entry.host for entry in made.entries]
+    assert hosts == ["*.docker.io", "proxy.golang.org", "sum.golang.org", "ghcr.io", "pkg.go.dev"]
+    assert (made.mode, made.refused) == ("enforce", ())
+    said = "\n".join(made.notes)
+    assert "disable-sudo has no counterpart: the wall is outside the machine" in said
+    assert "disable-sudo-and-containers" in said
+    assert "disable-telemetry" in said
+    assert "disable-file-monitoring" not in said, "it is off"
+
+
+def test_a_mode_that_cant_be_read_warns_and_says_so(presets: Presets) -> None:
+    made = imported(presets)
+    assert made.mode == "warn"
+    assert any("can't be read, so this one warns" in note for note in made.notes)
 
 
 def test_what_they_allow_is_allowed_and_the_rest_is_told(presets: Presets) -> None:
@@ -95,7 +148,8 @@ def test_what_they_allow_is_allowed_and_the_rest_is_told(presets: Presets) -> No
         ("api.example.org:99999", "no port"),
         ("api.example.org:0", "no port"),
         ("https://api.example.org:443", "URL"),
-        ("[::1]:443", "an address"),
+        ("[::1]:443", "IPv4 only"),
+        ("2001:db8::1:443", "IPv4 only"),
         ("203.0.113.0/2:443", "wider"),
         ("drop.example:443", "drop box"),
     ],
