@@ -199,10 +199,13 @@ class Changes:
         self._add("HINCRBY", self._names.counters, counter, by)
 
     def observe_phase(self, phase: str, seconds: float) -> None:
-        """Into the histogram of phase durations, kept in the counters so that it outlives the process."""
-        for bucket in PHASE_BUCKETS_S:
-            if seconds <= bucket:
-                self.count(f"phase_seconds_bucket{{phase={phase},le={bucket}}}")
+        """Into the histogram of phase durations, kept in the counters so that it outlives the process.
+
+        Only the smallest bucket that holds it is counted; whoever shows the histogram adds up those below.
+        """
+        bucket = next((bucket for bucket in PHASE_BUCKETS_S if seconds <= bucket), None)
+        if bucket is not None:
+            self.count(f"phase_seconds_in{{phase={phase},le={bucket}}}")
         self.count(f"phase_seconds_count{{phase={phase}}}")
         self._add("HINCRBYFLOAT", self._names.counters, f"phase_seconds_sum{{phase={phase}}}", f"{seconds:.3f}")
 

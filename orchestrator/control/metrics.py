@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import get_args
 
 from fastapi import APIRouter, Response
@@ -128,9 +129,8 @@ def phase_histogram(counters: dict[str, float]) -> Iterator[Metric]:
     family = HistogramMetricFamily("ironcd_phase_seconds", "How long runners were in a phase", labels=["phase"])
     for phase in PHASES[:-1]:
         count = counters.get(f"phase_seconds_count{{phase={phase}}}", 0.0)
-        buckets = [
-            (str(le), counters.get(f"phase_seconds_bucket{{phase={phase},le={le}}}", 0.0)) for le in PHASE_BUCKETS_S
-        ]
+        each = [counters.get(f"phase_seconds_in{{phase={phase},le={le}}}", 0.0) for le in PHASE_BUCKETS_S]
+        buckets = [(str(le), below) for le, below in zip(PHASE_BUCKETS_S, accumulate(each), strict=True)]
         total = counters.get(f"phase_seconds_sum{{phase={phase}}}", 0.0)
         family.add_metric([phase], [*buckets, ("+Inf", count)], total)
     yield family

@@ -60,6 +60,22 @@ async def test_a_deadline_that_passes_is_counted_by_its_phase(stage: Stage) -> N
     assert (await samples(stage))["ironcd_deadlines_missed_total{phase=READY}"] == 0
 
 
+async def test_the_histogram_of_phases_adds_up(stage: Stage) -> None:
+    changes = stage.store.changes()
+    for seconds in (0.05, 3.0, 4.0, 60.0, 9999.0):
+        changes.observe_phase("BOOTING", seconds)
+    lease = await stage.store.acquire()
+    assert lease is not None
+    await stage.store.commit(lease, changes)
+    found = await samples(stage)
+    shown = [
+        found[f"ironcd_phase_seconds_bucket{{le={le},phase=BOOTING}}"]
+        for le in ("0.1", "2.5", "5.0", "60.0", "3600.0", "+Inf")
+    ]
+    assert shown == [1, 1, 3, 4, 4, 5]
+    assert found["ironcd_phase_seconds_sum{phase=BOOTING}"] == 10066.05
+
+
 async def test_the_job_that_waits_longest(stage: Stage) -> None:
     stage.hosts["h1"].images = ()
     await stage.hosts_move()
