@@ -258,12 +258,15 @@ def _raise(errors: Sequence[PolicyError]) -> None:
 
 
 def _missing(org: PolicyFile | None) -> UserError:
-    message = "the repository has no .ironcd/policy.yml on its default branch"
+    # With the first line of the remedy it fits into a commit status, which has 140 characters.
+    message = "no .ironcd/policy.yml on the default branch"
     if org is not None:
-        message += f", and the organisation's policy ({org.source}) doesn't stand in for it"
+        message += f", and the organisation ({org.source}) requires one"
+    start = "`mode: warn`" if org is None or org.mode == "warn" else "`mode: enforce`"
     return UserError(
         message,
         code="policy-missing",
-        remedy=f"commit .ironcd/policy.yml, for example:\n{STARTER}"
+        remedy=f"commit one that says {start} to start\n"
+        f"docs/reference/policy.md has the format, for example:\n{STARTER}"
         "An organisation can have its own policy stand in: repository_file: optional",
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from orchestrator.control.github import Missing, RateLimited, Refused, RunnerScope, Unavailable
+from orchestrator.control.policy_archive import PolicyArchive
 from orchestrator.core.inbox import InstallationNews
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.wire import Desired, Failure, GuestClaim
@@ -203,10 +206,47 @@ async def test_no_policy_no_runner(policy: bytes | None, said: str, stage: Stage
     ((repo, sha, state, description),) = stage.github.statuses
     assert (repo, sha, state) == (REPO, record.job.head_sha, "failure")
     assert said in description
+    assert policy is not None or description.endswith("commit one that says `mode: warn` to start")
+    ((_, _, name, conclusion, title, summary),) = stage.github.check_runs
+    assert (name, conclusion, title) == ("ironcd/policy", "failure", description)
+    assert record.job.reason in summary
+    assert policy is not None or "allow:\n  - preset: node\n" in summary
     stage.github.files[REPO, ".ironcd/policy.yml"] = b"mode: enforce\nallow: []\n"
     stage.now += 61
     await finish(stage, 1)
     assert [state for *_, state, _ in stage.github.statuses] == ["failure", "success"]
+    assert [conclusion for *_, conclusion, _, _ in stage.github.check_runs] == ["failure", "success"]
+
+
+@pytest.mark.parametrize(
+    ("optional", "served"), [("repository_file: optional\n", "yes"), ("repository_file: required\n", "refused")]
+)
+async def test_the_organisations_policy_in_place_of_none(
+    optional: str, served: str, stage: Stage, tmp_path: Path
+) -> None:
+    del stage.github.files[REPO, ".ironcd/policy.yml"]
+    file = tmp_path / "org.yml"
+    file.write_text(f"mode: enforce\n{optional}allow:\n  - host: allowed.example\n")
+    stage.settings = msgspec.structs.replace(stage.settings, organisation_policy_file=str(file))
+    stage.reconciler = stage.fresh()
+    await stage.hosts_move()
+    await stage.deliver(stage.job(1))
+    if served == "yes":
+        await finish(stage, 1)
+        policies = PolicyArchive(Path(stage.settings.state_dir) / "policies")
+        (gone,) = [one for one in await stage.store.latest_gone_runners(9) if one.bound]
+        policy = policies.get(gone.policy)
+        assert policy is not None
+        assert [rule.id for rule in policy.rules if rule.host == "allowed.example"] == ["org#1"]
+        assert stage.github.statuses == []
+        return
+    await stage.look()
+    record = await stage.job_record(1)
+    assert (record.job.served, await stage.runners()) == ("refused", [])
+    ((*_, state, description),) = stage.github.statuses
+    assert state == "failure"
+    assert description.endswith("commit one that says `mode: enforce` to start")
+    assert len(description) <= 140
 
 
 async def test_a_policy_broken_after_queueing_fails_the_job_in_its_hook(stage: Stage) -> None:
