@@ -112,9 +112,17 @@ class AdminApi:
         runners = runners_by_host(await self._ask(self._store.live_runners()))
         names = sorted(sightings.keys() | self._hosts)
         now, cordoned = self._clock(), await self._ask(self._store.cordoned())
-        ward = await self._ask(self._store.ward())
+        ward, releases = await self._ask(self._store.ward()), await self._ask(self._store.releases())
         views = [
-            host_view(name, sightings.get(name), runners.get(name, ()), now, cordon=cordoned.get(name), ward=ward)
+            host_view(
+                name,
+                sightings.get(name),
+                runners.get(name, ()),
+                now,
+                cordon=cordoned.get(name),
+                ward=ward,
+                releases=releases,
+            )
             | {"warm_wanted": await self._warm_wanted(name)}
             for name in names
         ]

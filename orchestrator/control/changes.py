@@ -12,6 +12,7 @@ from orchestrator.control.records import JobRecord, RunnerRecord, Sum, Swept
 from orchestrator.core.inbox import Keys
 from orchestrator.core.policy import Policy
 from orchestrator.core.quarantine import Ward
+from orchestrator.core.runner_release import Releases
 from orchestrator.core.wire import Desired
 
 Part = str | bytes | int | float
@@ -110,6 +111,11 @@ class Names(Keys, frozen=True):
     def lifted(self) -> str:
         """Hash of subjects whose quarantine an admin ended, to when.  The admin API writes it, the worker forgets."""
         return self.prefix + "quarantine:lifted"
+
+    @property
+    def releases(self) -> str:
+        """GitHub's releases of its runner, and the images in use."""
+        return self.prefix + "releases"
 
     def reruns(self, run_id: int) -> str:
         """How often a run was run again for a loss."""
@@ -212,6 +218,9 @@ class Changes:
     def put_outage(self, since: float) -> None:
         """0: none goes on."""
         self._add(*(("SET", self._names.outage, since) if since else ("DEL", self._names.outage)))
+
+    def put_releases(self, releases: Releases) -> None:
+        self._add("SET", self._names.releases, _encode(releases))
 
     def spend_rerun(self, run_id: int) -> None:
         self._add("INCR", self._names.reruns(run_id))

@@ -70,6 +70,13 @@ class Installation(msgspec.Struct, frozen=True):
     suspended: bool = False
 
 
+class Release(msgspec.Struct, frozen=True):
+    """A release of GitHub's runner."""
+
+    version: str
+    published: float
+
+
 class HookDelivery(msgspec.Struct, frozen=True):
     """One attempt to deliver one event to the App's webhook; all attempts of one event have its ``guid``."""
 
@@ -139,6 +146,10 @@ class GitHub(Protocol):
 
     async def repositories(self, installation: int) -> list[str]:
         """All repositories that an installation may see."""
+        ...
+
+    async def latest_runner(self, installation: int) -> Release | None:
+        """The latest release of GitHub's runner; None where this GitHub has none."""
         ...
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:

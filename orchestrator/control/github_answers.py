@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.control.github import DeliveryPage, GitHubRunner, HookDelivery, Installation
+from orchestrator.control.github import DeliveryPage, GitHubRunner, HookDelivery, Installation, Release
 from orchestrator.core.job import Job, state_of
 
 
@@ -24,6 +24,11 @@ def runner_of(seen: dict[str, Any]) -> GitHubRunner:
     return GitHubRunner(
         int(seen["id"]), str(seen["name"]), seen.get("status") == "online", seen.get("busy") is True, labels
     )
+
+
+def release_of(seen: dict[str, Any]) -> Release:
+    """A tag is the version with a ``v`` before it."""
+    return Release(str(seen.get("tag_name") or "").removeprefix("v"), time_of(seen.get("published_at")))
 
 
 def installation_from(seen: dict[str, Any]) -> Installation:

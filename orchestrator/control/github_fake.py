@@ -25,6 +25,7 @@ from orchestrator.control.github import (
     NameTaken,
     PolicyText,
     Registration,
+    Release,
     Removal,
     RunnerScope,
 )
@@ -52,6 +53,8 @@ class FakeGitHub:
         """So many of them on one page."""
         self.redelivered: Callable[[HookDelivery], HookDelivery] = _failed_again
         """What comes of an attempt that was asked for."""
+        self.runner_release: Release | None = None
+        """Of GitHub's runner, the latest."""
         self.calls: list[str] = []
         self._ids = itertools.count(1)
 
@@ -172,6 +175,11 @@ class FakeGitHub:
             self._known(installation)
             owner = self.apps[installation].account
             return sorted({repo for repo, _ in self.files if repo.startswith(owner + "/")})
+
+    async def latest_runner(self, installation: int) -> Release | None:
+        with self._call("latest_runner"):
+            self._known(installation)
+            return self.runner_release
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:
         with self._call("deliveries"):

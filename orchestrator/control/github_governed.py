@@ -18,6 +18,7 @@ from orchestrator.control.github import (
     PolicyText,
     RateLimited,
     Registration,
+    Release,
     Removal,
     RunnerScope,
     Unavailable,
@@ -115,6 +116,9 @@ class GovernedGitHub:
 
     async def repositories(self, installation: int) -> list[str]:
         return await self._do(self._sweep, installation, lambda: self._github.repositories(installation))
+
+    async def latest_runner(self, installation: int) -> Release | None:
+        return await self._do("sweep", installation, lambda: self._github.latest_runner(installation))
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:
         return await self._do("sweep", APP, lambda: self._github.deliveries(cursor))

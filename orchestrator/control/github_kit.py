@@ -30,6 +30,7 @@ from orchestrator.control.github import (
     RateLimited,
     Refused,
     Registration,
+    Release,
     Removal,
     RunnerScope,
     Unavailable,
@@ -39,6 +40,7 @@ from orchestrator.control.github_answers import (
     installation_from,
     job_of,
     message_of,
+    release_of,
     runner_of,
 )
 from orchestrator.control.github_etags import Answer, Answers
@@ -228,6 +230,10 @@ class KitGitHub:
     async def repositories(self, installation: int) -> list[str]:
         items = await self._list(installation, "/installation/repositories", {}, "repositories", often=True)
         return [str(item["full_name"]) for item in items]
+
+    async def latest_runner(self, installation: int) -> Release | None:
+        seen = await self._get(installation, "/repos/actions/runner/releases/latest", often=True)
+        return None if seen is None else release_of(seen)
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:
         query: dict[str, str | int] = {"per_page": 100, "cursor": cursor} if cursor else {"per_page": 100}

@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from orchestrator.control.changes import PHASE_BUCKETS_S
+from orchestrator.control.fitness import fitness
 from orchestrator.control.github import Removal
 from orchestrator.control.observe import taken_by
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
@@ -26,7 +27,6 @@ from orchestrator.control.views import runners_by_host
 from orchestrator.control.vitals import vitals
 from orchestrator.core.errors import StoreError
 from orchestrator.core.placement import HostView, free_of
-from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner import PHASES
 
 HELP = {
@@ -83,7 +83,8 @@ async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Ca
     try:
         counters, lengths = await store.counters(), await store.lengths()
         jobs, runners = await store.live_jobs(), await store.live_runners()
-        sightings, outage, ward = await store.sightings(), await store.outage_since(), await store.ward()
+        sightings, outage = await store.sightings(), await store.outage_since()
+        ward, releases = await store.ward(), await store.releases()
         sightings = {host: seen for host, seen in sightings.items() if hosts is None or host in hosts}
     except StoreError:
         up.add_metric([], 0)
@@ -94,7 +95,7 @@ async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Ca
     away.add_metric([], max(0.0, clock() - outage) if outage else 0.0)
     now = clock()
     metrics = [up, away, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, now)]
-    metrics += [*vitals(jobs, sightings, now), _quarantines(ward, now)]
+    metrics += [*vitals(jobs, sightings, now), *fitness(ward, releases, sightings, now)]
     registry.register(Scrape(counters, metrics))
     return generate_latest(registry)
 
@@ -172,17 +173,6 @@ def _limits(counters: dict[str, float]) -> Iterator[Metric]:
         elif name == "github_clock_skew":
             skew.add_metric([], value)
     yield from (left, whole, skew)
-
-
-def _quarantines(ward: Ward, now: float) -> Metric:
-    family = GaugeMetricFamily(
-        "ironcd_quarantine_seconds",
-        "How long a host or image has been in quarantine, since starts on it failed",
-        labels=["subject"],
-    )
-    for subject, quarantine in sorted(ward.held.items()):
-        family.add_metric([subject], max(0.0, now - quarantine.since))
-    return family
 
 
 def _queues(lengths: dict[str, int]) -> Iterator[Metric]:

@@ -26,6 +26,7 @@ def observe(world: World) -> None:
     for host, sighting in world.sightings.items():
         lost = world.now - sighting.at > world.settings.pace.host_lost_s
         seen = {runner.id: runner for runner in sighting.observed.runners}
+        world.rollout.seen(sighting.observed.images)
         for record in by_host.get(host, ()):
             if lost:
                 world.happen(record.id, HostLost())
@@ -89,8 +90,14 @@ def _refuses(world: World, sighting: Sighting) -> str:
 
 
 def _unfit(world: World, sighting: Sighting) -> dict[str, str]:
-    held = {image.name: world.quarantines.image(image.digest) for image in sighting.observed.images}
-    return {name: said(quarantine) for name, quarantine in held.items() if quarantine is not None}
+    """The host's images that get no runner, and why."""
+    found = {}
+    for image in sighting.observed.images:
+        held = world.quarantines.image(image.digest)
+        why = said(held) if held is not None else world.rollout.why_not(image)
+        if why:
+            found[image.name] = why
+    return found
 
 
 def taken_by(record: RunnerRecord) -> MachineClass:

@@ -18,6 +18,7 @@ from orchestrator.control.orphans import ORPHAN_S
 from orchestrator.control.policies import PolicyBook
 from orchestrator.control.policy_archive import POLICIES, PolicyArchive
 from orchestrator.control.redelivery import Redelivery
+from orchestrator.control.releases import ReleaseWatch
 from orchestrator.control.sealed import Seal
 from orchestrator.control.search import JobSearch
 from orchestrator.control.settings import ControlSettings
@@ -79,6 +80,7 @@ class Reconciler:
             governor,
         )
         self._redelivery = Redelivery(store, github)
+        self._releases = ReleaseWatch(store, github, installations)
         self._swept = float("-inf")
         self._looked_for_deliveries = float("-inf")
         self._looked_for_orphans = float("-inf")
@@ -137,6 +139,8 @@ class Reconciler:
         if not self._governor.open_since and now - self._looked_for_deliveries >= self._settings.pace.redelivery_s:
             self._looked_for_deliveries = now
             await self._redelivery.sweep(lease, now)
+        if not self._governor.open_since:
+            await self._releases.look(lease, now)
         if now - self._swept >= self._settings.pace.sweep_s:
             self._swept = now
             await self._store.trim(lease, self._settings.finished_kept, now=now)

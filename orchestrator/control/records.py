@@ -14,6 +14,7 @@ from orchestrator.core.loss import Rerun
 from orchestrator.core.names import names_of
 from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner import Runner
+from orchestrator.core.runner_release import Releases
 from orchestrator.core.wire import Failure, Observed, Proof, Start
 
 STORY_LIMIT = 100
@@ -135,6 +136,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Repository (in lower case) to when a runner was last made for a job of it."""
     outage_since: float = 0.0
     """When GitHub stopped answering; 0 where no outage goes on."""
+    releases: Releases = Releases()
     ward: Ward = Ward()
     lifted: dict[str, float] = {}
     """Quarantines that an admin ended, and when."""

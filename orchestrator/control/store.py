@@ -21,6 +21,7 @@ from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.policy import Policy
 from orchestrator.core.quarantine import Ward
+from orchestrator.core.runner_release import Releases
 
 LEASE_MS = 8000
 INBOX_AT_ONCE = 500
@@ -152,8 +153,9 @@ class Store:
             pipe.get(names.ward)
             pipe.hgetall(names.lifted)
             pipe.zrange(names.served, 0, -1, withscores=True)
+            pipe.get(names.releases)
             read = await self._ask(pipe.execute())
-        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served = read
+        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served, releases = read
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -163,7 +165,8 @@ class Store:
             known=bool(known),
             outage_since=float(outage or 0.0),
             cordoned=_texts(cordoned),
-            ward=_ward(ward),
+            ward=_value(ward, Ward),
+            releases=_value(releases, Releases),
             lifted={subject: float(at) for subject, at in _texts(lifted).items()},
             served={repo.decode(): at for repo, at in served},
         )
@@ -224,11 +227,15 @@ class Store:
 
     async def ward(self) -> Ward:
         """Failed starts, and who is in quarantine."""
-        return _ward(await self._ask(self.client.get(self.names.ward)))
+        return _value(await self._ask(self.client.get(self.names.ward)), Ward)
 
     async def lift(self, subject: str, now: float) -> None:
         """End the quarantine of ``subject``: the worker's next look does it."""
         await self._ask(self.client.hset(self.names.lifted, subject, str(now)))
+
+    async def releases(self) -> Releases:
+        """What is known of GitHub's releases of its runner, and the images in use."""
+        return _value(await self._ask(self.client.get(self.names.releases)), Releases)
 
     async def reruns(self, run_id: int) -> int:
         """How often a run was run again for a loss."""
@@ -397,12 +404,12 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     return Entry(entry_id.decode(), delivery)
 
 
-def _ward(raw: bytes | None) -> Ward:
-    """One that another version wrote and this one can't read is left behind: nothing rests on it for long."""
+def _value(raw: bytes | None, kind: type[_T]) -> _T:
+    """An empty one where there is none, or where another version wrote what this one can't read: it can all be learnt anew."""
     try:
-        return Ward() if raw is None else msgspec.json.decode(raw, type=Ward)
+        return kind() if raw is None else msgspec.json.decode(raw, type=kind)
     except msgspec.MsgspecError:
-        return Ward()
+        return kind()
 
 
 def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:

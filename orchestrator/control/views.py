@@ -17,6 +17,8 @@ from orchestrator.core.job import Moment
 from orchestrator.core.machine import Capacity
 from orchestrator.core.placement import HostView, free_of
 from orchestrator.core.quarantine import Ward, of_host, of_image
+from orchestrator.core.runner_release import Releases, age_of, why_not
+from orchestrator.core.wire import Image, Observed
 
 
 def job_view(record: JobRecord) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def host_view(
     away_s: float = 15.0,
     cordon: str | None = None,
     ward: Ward = Ward(),  # noqa: B008 - it can't be changed
+    releases: Releases = Releases(),  # noqa: B008 - neither can this
 ) -> dict[str, Any]:
     """A host with what it has, gives and complains of.
 
@@ -128,11 +131,8 @@ def host_view(
         "cordoned": seen.cordoned or cordon is not None,
         "cordon": cordon or "",
         "quarantine": msgspec.to_builtins(quarantine) if quarantine else None,
-        "unfit": {
-            image.name: held.reason
-            for image in seen.images
-            if (held := ward.held.get(of_image(image.digest))) is not None
-        },
+        "unfit": _unfit(seen, ward, releases, now),
+        "runner_ages": {image.name: _age(image, releases, now) for image in seen.images},
         "capacity": _capacity(seen.capacity),
         "free": _capacity(free),
         "images": msgspec.to_builtins(seen.images),
@@ -141,6 +141,25 @@ def host_view(
         "warm": msgspec.to_builtins(seen.warm),
         "generation": seen.generation,
         "runners": [record.id for record in mine],
+    }
+
+
+def _unfit(seen: Observed, ward: Ward, releases: Releases, now: float) -> dict[str, str]:
+    """Images that get no runner, and why."""
+    held = {image.name: ward.held.get(of_image(image.digest)) for image in seen.images}
+    late = {image.name: why_not(releases, image.digest, image.runner_version, now) for image in seen.images}
+    return {name: why for name, why in late.items() if why} | {name: one.reason for name, one in held.items() if one}
+
+
+def _age(image: Image, releases: Releases, now: float) -> dict[str, Any]:
+    """How long GitHub will take the image's runner."""
+    age = age_of(image.runner_version, releases, now)
+    return {
+        "version": image.runner_version,
+        "standing": age.standing,
+        "newer": age.newer,
+        "days_left": None if age.days_left is None else round(age.days_left, 1),
+        "text": age.text,
     }
 
 

@@ -18,6 +18,7 @@ from orchestrator.control.github import RunnerScope
 from orchestrator.control.losses import note_end
 from orchestrator.control.quarantine import Quarantines
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting, Snapshot
+from orchestrator.control.releases import Rollout
 from orchestrator.control.settings import ControlSettings
 from orchestrator.core.flow import Identity
 from orchestrator.core.job import Job, tell
@@ -71,6 +72,7 @@ class World:
         self.quarantines = Quarantines(snapshot.ward, snapshot.lifted, now)
         self.served = dict(snapshot.served)
         self._served_changed: set[str] = set()
+        self.rollout = Rollout(snapshot.releases, now, first=not snapshot.known)
         self.outage_since = self._outage_written = snapshot.outage_since
         """Of GitHub; 0 where it answers."""
         self.progress = False
@@ -228,6 +230,9 @@ class World:
         for run_id in self._reruns:
             changes.spend_rerun(run_id)
         self._reruns = []
+        if self.rollout.changed:
+            changes.put_releases(self.rollout.releases)
+            self.rollout.written()
         if self.quarantines.changed:
             changes.put_ward(self.quarantines.ward)
             self.quarantines.written()

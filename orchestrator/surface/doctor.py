@@ -11,6 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -160,6 +161,43 @@ def _image(settings: Settings) -> tuple[State, str, str]:
     return "ok", ", ".join(sorted(wanted)), ""
 
 
+def _runner_version(settings: Settings) -> tuple[State, str, str]:
+    """The runner in each image here, held against the latest release at GitHub."""
+    import httpx
+
+    from orchestrator.core.runner_release import Releases, age_of, learn
+    from orchestrator.host.images import list_images
+    from orchestrator.host.paths import host_paths
+
+    images = list_images(host_paths(settings.host_settings()).images)
+    answer = httpx.get(f"{settings.github.api_url}/repos/actions/runner/releases/latest", timeout=10)
+    if answer.status_code != 200:
+        return "ok", f"can't be compared: this GitHub answers {answer.status_code}", ""
+    latest, now = answer.json(), time.time()
+    version, published = str(latest["tag_name"]), datetime.fromisoformat(latest["published_at"]).timestamp()
+    releases = learn(Releases(), version.removeprefix("v"), published, now)
+    late = {image.name: age_of(image.runner_version, releases, now) for image in images}
+    said = "; ".join(f"{name}: {age.text}" for name, age in sorted(late.items()) if age.text)
+    if not said:
+        return "ok", f"{len(images)} images, the latest runner is {version}", ""
+    refused = any(age.standing in ("blocked", "refused") for age in late.values())
+    return ("fail" if refused else "warn"), said, "Run `ironcd image build`: GitHub takes a runner for 30 days."
+
+
+def _fleet(settings: Settings) -> tuple[State, str, str]:
+    """What the control plane says of its hosts."""
+    from orchestrator.surface.api_client import ApiClient
+
+    try:
+        held = ApiClient.of(settings).get("quarantine")["quarantine"]
+    except IronCDError as error:
+        return "warn", f"the control plane can't be asked: {error.message}", "`ironcd up` starts it."
+    if held:
+        said = "; ".join(f"{one['subject']}: {one['reason']}" for one in held)
+        return "warn", said, "docs/operations/failures.md; `ironcd quarantine lift` ends one."
+    return "ok", "nobody is in quarantine", ""
+
+
 def _secret_files(settings: Settings) -> tuple[State, str, str]:
     host = settings.host_settings()
     paths = [settings.github.private_key_file, *settings.github.webhook_secret_files, settings.control.admin_token_file]
@@ -253,6 +291,8 @@ CHECKS: dict[str, Check] = {
     "network namespaces": _namespaces,
     "Redis": _redis,
     "image": _image,
+    "runner version": _runner_version,
+    "quarantine": _fleet,
     "secrets": _secret_files,
     "GitHub App": _github,
     "clock": _clock,

@@ -262,6 +262,8 @@ class State:
     deliveries: dict[int, Delivery] = field(default_factory=dict)
     blobs: dict[str, bytearray] = field(default_factory=dict)
     """What runners uploaded, by path: logs and step summaries."""
+    runner_release: tuple[str, float] | None = None
+    """The latest release of the runner, and when it was published; None for the simulator's own runner, just now."""
     manifests: dict[str, App] = field(default_factory=dict)
     former_names: dict[str, Repository] = field(default_factory=dict)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))

@@ -88,4 +88,8 @@ def _held(host: dict[str, object]) -> list[str]:
     """Why its runners or images are in quarantine."""
     quarantine, unfit = host.get("quarantine"), host.get("unfit")
     found = [str(quarantine["reason"])] if isinstance(quarantine, dict) else []
-    return found + ([f"image {name}: {why}" for name, why in unfit.items()] if isinstance(unfit, dict) else [])
+    images = unfit if isinstance(unfit, dict) else {}
+    found += [f"image {name}: {why}" for name, why in images.items()]
+    ages = host.get("runner_ages")
+    known = ages.items() if isinstance(ages, dict) else ()
+    return found + [f"image {name}: {age['text']}" for name, age in known if age["text"] and name not in images]

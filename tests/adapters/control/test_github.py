@@ -17,6 +17,7 @@ from orchestrator.control.github import (
     NameTaken,
     RateLimited,
     Refused,
+    Release,
     RunnerScope,
     Unavailable,
 )
@@ -144,6 +145,16 @@ async def test_row_15_a_job_is_run_again_once_its_run_has_ended(place: Place) ->
     assert again.id != place.job
     with pytest.raises(Missing):
         await place.github.rerun_job(*where, 999)
+
+
+async def test_row_20_the_latest_runner(key: Any) -> None:
+    simulated = simulated_github(key)
+    simulated.state.runner_release = ("2.400.0", 1_700_000_000.0)
+    github = kit_of(simulated, key)
+    assert await github.latest_runner(simulated.installation_id) == Release("2.400.0", 1_700_000_000.0)
+    simulated.faults.responses.append(ResponseFault(path="/repos/actions/runner/releases/latest", status=404))
+    assert await github.latest_runner(simulated.installation_id) is None
+    await github.close()
 
 
 async def test_row_15_running_again_takes_a_permission(key: Any) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.control import metrics
+from orchestrator.control.github import Release
 from orchestrator.control.records import Sighting
+from orchestrator.core.runner_release import DAY_S
 from orchestrator.core.wire import Failure, Image
 
 from .stage import REPO, Host, Stage, runner_name
@@ -169,3 +172,35 @@ async def test_row_20_a_runner_too_old_for_github_puts_its_image_out_of_use(code
     assert (await stage.job_record(1)).job.conclusion == "success"
     assert REPO in {job.repo for job in stage.github.jobs.values()}
     assert runner_name(first) not in {runner.name for runner in stage.github.runners.values()}
+
+
+async def test_row_20_the_latest_runner_is_asked_for_once_a_day_and_a_late_image_isnt_rolled_out(stage: Stage) -> None:
+    stage.github.runner_release = Release("2.400.0", stage.now - 26 * DAY_S)
+    for _ in range(30):
+        await stage.hosts_move()
+        await stage.look()
+        stage.now += 3600
+    assert stage.github.calls.count("latest_runner") == 2
+    await failing(stage, 1)
+    assert (await stage.job_record(1)).job.conclusion == "success", "what was in use when we began goes on"
+    stage.hosts["h1"].images = (Image("default", "sha256:late", "2.336.0"),)
+    await failing(stage, 2)
+    reason = (await stage.job_record(2)).job.reason
+    assert "isn't rolled out any more: its runner is 27 days behind 2.400.0" in reason
+    stage.hosts["h1"].images = (Image("default", "sha256:fresh", "2.400.0"),)
+    await failing(stage)
+    assert (await stage.job_record(2)).job.conclusion == "success"
+    text = (await metrics.scrape(stage.store, clock=stage.clock)).decode()
+    assert "ironcd_runner_version_days_left{" not in text
+    stage.hosts["h1"].images = (Image("default", "sha256:0", "2.336.0"),)
+    await stage.hosts_move()
+    text = (await metrics.scrape(stage.store, clock=stage.clock)).decode()
+    assert 'ironcd_runner_version_days_left{host="h1",image="default",runner_version="2.336.0"} 2.' in text
+
+
+async def test_row_20_a_github_without_releases_blocks_nothing(stage: Stage) -> None:
+    await failing(stage, 1)
+    assert (await stage.job_record(1)).job.conclusion == "success"
+    stage.hosts["h1"].images = (Image("default", "sha256:other", "1.0.0"),)
+    await failing(stage, 2)
+    assert (await stage.job_record(2)).job.conclusion == "success"

@@ -294,6 +294,7 @@ async def test_every_endpoint_of_the_simulator_is_in_the_description_or_named_he
     }
     repo = "/repos/{}/{}"
     assert served - documented == {
+        ("GET", "/repos/actions/runner/releases/latest"),
         ("GET", repo),
         ("GET", repo + "/contents/{}"),
         ("POST", repo + "/statuses/{}"),
@@ -302,3 +303,11 @@ async def test_every_endpoint_of_the_simulator_is_in_the_description_or_named_he
         ("PATCH", repo + "/check-runs/{}"),
         ("GET", repo + "/check-runs/{}"),
     }
+
+
+async def test_the_latest_release_of_the_runner(client, github):
+    path = "/repos/actions/runner/releases/latest"
+    github.state.runner_release = ("2.400.0", 1_700_000_000.0)
+    shown = await client.ask("GET", path, unchecked=NOT_IN_CUT)
+    release = type_validate_python(models.Release, shown.json())
+    assert (release.tag_name, release.published_at.timestamp()) == ("v2.400.0", 1_700_000_000.0)

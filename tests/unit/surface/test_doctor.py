@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
+
+import httpx
 import pytest
 
 from orchestrator.core.errors import ConfigurationError
+from orchestrator.core.wire import Image
 from orchestrator.surface import doctor
+from orchestrator.surface.api_client import ApiClient
 from orchestrator.surface.doctor import Finding, examine
 from orchestrator.surface.settings import Settings
 
@@ -78,3 +84,20 @@ def test_an_image_that_a_class_asks_for_must_be_there(settings):
     state, found, remedy = doctor.CHECKS["image"](settings)
     assert (state, found) == ("fail", "missing: default")
     assert "image build" in remedy
+
+
+@pytest.mark.parametrize(("days", "state"), [(1, "ok"), (8, "warn"), (26, "fail")])
+def test_row_20_the_runner_in_an_image_is_held_against_githubs_latest(monkeypatch, settings, days, state):
+    published = datetime.fromtimestamp(time.time() - days * 86400, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    answer = httpx.Response(200, json={"tag_name": "v2.400.0", "published_at": published})
+    monkeypatch.setattr(httpx, "get", lambda *_args, **_kwargs: answer)
+    monkeypatch.setattr("orchestrator.host.images.list_images", lambda _folder: (Image("default", "d", "2.336.0"),))
+    assert doctor.CHECKS["runner version"](settings)[0] == state
+
+
+def test_row_12_a_quarantine_is_shown(monkeypatch, settings):
+    held = [{"subject": "host:h1", "reason": "3 starts failed"}]
+    shown = httpx.MockTransport(lambda _request: httpx.Response(200, json={"quarantine": held}))
+    monkeypatch.setattr(ApiClient, "of", lambda _settings: ApiClient("http://test", "t", transport=shown))
+    state, found, _ = doctor.CHECKS["quarantine"](settings)
+    assert (state, found) == ("warn", "host:h1: 3 starts failed")

@@ -5,14 +5,18 @@ from __future__ import annotations
 from starlette.responses import Response
 from starlette.routing import Route
 
+from orchestrator.simulator.github import present
 from orchestrator.simulator.github.http import Call, Rest, reply
 from orchestrator.simulator.github.jit import RUNNER_HOSTS
+from orchestrator.simulator.github.state import Account, timestamp
+from orchestrator.simulator.runner.guest.version import VERSION
 
 
 def routes(rest: Rest) -> list[Route]:
     return [
         rest.route("GET", "/rate_limit", show_rate_limit, open_=True),
         rest.route("GET", "/meta", show_meta, open_=True),
+        rest.route("GET", "/repos/actions/runner/releases/latest", show_release, open_=True),
     ]
 
 
@@ -21,6 +25,37 @@ async def show_rate_limit(call: Call) -> Response:
     who = "app" if call.caller.app else f"installation-{installation.id}" if installation else "anonymous"
     resources = {name: rates.view(who, name) for name in rates.limits}
     return reply({"resources": resources, "rate": resources["core"]})
+
+
+async def show_release(call: Call) -> Response:
+    """GitHub's runner is a public repository of GitHub's own: everybody may read its releases."""
+    version, published = call.state.runner_release or (VERSION, call.state.app.created_at)
+    tag, number = f"v{version}", 1_000_000 + sum(version.encode())
+    base = f"{present.API}/repos/actions/runner/releases/{number}"
+    author = present.account(Account(id=44_036_562, login="github-actions[bot]", type="User"))
+    content = {
+        "id": number,
+        "node_id": present.node_id("RE", number),
+        "tag_name": tag,
+        "name": tag,
+        "target_commitish": "main",
+        "draft": False,
+        "prerelease": False,
+        "immutable": False,
+        "created_at": timestamp(published),
+        "updated_at": timestamp(published),
+        "published_at": timestamp(published),
+        "author": author,
+        "assets": [],
+        "body": "",
+        "url": base,
+        "html_url": f"{present.WEB}/actions/runner/releases/tag/{tag}",
+        "assets_url": f"{base}/assets",
+        "upload_url": f"{base}/assets{{?name,label}}",
+        "tarball_url": f"{present.API}/repos/actions/runner/tarball/{tag}",
+        "zipball_url": f"{present.API}/repos/actions/runner/zipball/{tag}",
+    }
+    return reply(content)
 
 
 async def show_meta(_call: Call) -> Response:
