@@ -113,6 +113,7 @@ class AdminApi:
         names = sorted(sightings.keys() | self._hosts)
         now, cordoned = self._clock(), await self._ask(self._store.cordoned())
         ward, releases = await self._ask(self._store.ward()), await self._ask(self._store.releases())
+        draining = await self._ask(self._store.draining())
         views = [
             host_view(
                 name,
@@ -120,6 +121,7 @@ class AdminApi:
                 runners.get(name, ()),
                 now,
                 cordon=cordoned.get(name),
+                drain=draining.get(name),
                 ward=ward,
                 releases=releases,
             )
@@ -143,6 +145,7 @@ class AdminApi:
     async def uncordon(self, host: str) -> Response:
         await self._must_know(host)
         await self._ask(self._store.uncordon(host))
+        await self._ask(self._store.undrain(host))
         await self._ask(self._store.lift(of_host(host), self._clock()))
         log.info("host_uncordoned", host=host)
         return _json({"host": host, "cordoned": False})

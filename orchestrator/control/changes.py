@@ -122,6 +122,11 @@ class Names(Keys, frozen=True):
         return f"{self.prefix}reruns:{run_id}"
 
     @property
+    def draining(self) -> str:
+        """Hash of hosts that are to be empty to a `Drain`.  Only the APIs write it."""
+        return self.prefix + "hosts:draining"
+
+    @property
     def outage(self) -> str:
         """When GitHub stopped answering; there while it doesn't."""
         return self.prefix + "outage"

@@ -21,7 +21,7 @@ from orchestrator.control.changes import PHASE_BUCKETS_S
 from orchestrator.control.fitness import fitness
 from orchestrator.control.github import Removal
 from orchestrator.control.observe import taken_by
-from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
+from orchestrator.control.records import Drain, JobRecord, RunnerRecord, Sighting
 from orchestrator.control.store import Store
 from orchestrator.control.views import runners_by_host
 from orchestrator.control.vitals import vitals
@@ -85,6 +85,7 @@ async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Ca
         jobs, runners = await store.live_jobs(), await store.live_runners()
         sightings, outage = await store.sightings(), await store.outage_since()
         ward, releases = await store.ward(), await store.releases()
+        draining = await store.draining()
         sightings = {host: seen for host, seen in sightings.items() if hosts is None or host in hosts}
     except StoreError:
         up.add_metric([], 0)
@@ -95,7 +96,7 @@ async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Ca
     away.add_metric([], max(0.0, clock() - outage) if outage else 0.0)
     now = clock()
     metrics = [up, away, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, now)]
-    metrics += [*vitals(jobs, sightings, now), *fitness(ward, releases, sightings, now)]
+    metrics += [*vitals(jobs, sightings, now), *fitness(ward, releases, sightings, now), *_drains(draining, runners, now)]
     registry.register(Scrape(counters, metrics))
     return generate_latest(registry)
 
@@ -199,6 +200,22 @@ def _runners(runners: Iterable[RunnerRecord]) -> Iterator[Metric]:
     for phase in PHASES[:-1]:
         family.add_metric([phase], tally.get(phase, 0))
     yield family
+
+
+def _drains(drains: dict[str, Drain], runners: Iterable[RunnerRecord], now: float) -> Iterator[Metric]:
+    left = GaugeMetricFamily(
+        "ironcd_host_drain_seconds",
+        "Until the deadline of a host that is being drained; 0 once it has passed",
+        labels=["host"],
+    )
+    still = GaugeMetricFamily(
+        "ironcd_host_drain_runners", "Runners that a host being drained still has", labels=["host"]
+    )
+    by_host = runners_by_host(runners)
+    for host, drain in sorted(drains.items()):
+        left.add_metric([host], max(0.0, drain.until - now))
+        still.add_metric([host], len(by_host.get(host, ())))
+    yield from (left, still)
 
 
 def _hosts(sightings: dict[str, Sighting], runners: Iterable[RunnerRecord], now: float) -> Iterator[Metric]:

@@ -62,6 +62,7 @@ def host_views(world: World) -> list[HostView]:
                 images=frozenset(image.name for image in seen.images),
                 alive=silent <= world.settings.pace.host_away_s,
                 cordoned=seen.cordoned or host in world.cordoned,
+                why="is being drained" if host in world.draining else "",
                 unfit=_unfit(world, sighting),
                 refuses=_refuses(world, sighting),
             )

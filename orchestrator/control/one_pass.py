@@ -23,6 +23,7 @@ from orchestrator.control import outage
 from orchestrator.control.checks import Checks
 from orchestrator.control.demand import meet_demand
 from orchestrator.control.desired import desired_of
+from orchestrator.control.drain import drain_hosts
 from orchestrator.control.github import GitHub, GitHubFailure
 from orchestrator.control.governor import Governor
 from orchestrator.control.ingest import learn, settle
@@ -120,6 +121,7 @@ class Pass:
         note_losses(self.world)
         self.reruns.wish()
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
+        drain_hosts(self.world)
         meet_demand(self.world, self.means.make_id, await self._warm())
         self.orders.announce()
         await self._write()

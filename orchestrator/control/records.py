@@ -5,6 +5,8 @@ All of it can be found again: from GitHub (jobs, registrations) and from the hos
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from orchestrator.core.flow import Identity
@@ -103,6 +105,17 @@ class Sighting(msgspec.Struct, frozen=True):
     observed: Observed
 
 
+class Drain(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A host that is to be empty.  Times are seconds since the epoch."""
+
+    since: float
+    until: float
+    """Jobs that still run then are told to end."""
+    why: str = ""
+    by: Literal["admin", "host"] = "admin"
+    """The host itself asks for it when it goes down; what an admin wants, it doesn't take back."""
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One entry of the inbox; it stays there until its effects are recorded."""
 
@@ -132,6 +145,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """False in an empty Redis: what was there must be found again."""
     cordoned: dict[str, str] = {}
     """Hosts that an admin cordoned, and why."""
+    draining: dict[str, Drain] = {}
+    """Hosts that are to be empty."""
     served: dict[str, float] = {}
     """Repository (in lower case) to when a runner was last made for a job of it."""
     outage_since: float = 0.0

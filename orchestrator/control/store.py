@@ -16,7 +16,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.control.changes import Changes, Names
-from orchestrator.control.records import Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
+from orchestrator.control.records import Drain, Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.policy import Policy
@@ -154,8 +154,9 @@ class Store:
             pipe.hgetall(names.lifted)
             pipe.zrange(names.served, 0, -1, withscores=True)
             pipe.get(names.releases)
+            pipe.hgetall(names.draining)
             read = await self._ask(pipe.execute())
-        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served, releases = read
+        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served, releases, draining = read
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -168,6 +169,7 @@ class Store:
             ward=_value(ward, Ward),
             releases=_value(releases, Releases),
             lifted={subject: float(at) for subject, at in _texts(lifted).items()},
+            draining=_drains(draining),
             served={repo.decode(): at for repo, at in served},
         )
 
@@ -240,6 +242,16 @@ class Store:
     async def reruns(self, run_id: int) -> int:
         """How often a run was run again for a loss."""
         return int(await self._ask(self.client.get(self.names.reruns(run_id))) or 0)
+
+    async def draining(self) -> dict[str, Drain]:
+        """Hosts that are to be empty."""
+        return _drains(await self._ask(self.client.hgetall(self.names.draining)))
+
+    async def drain(self, host: str, drain: Drain) -> None:
+        await self._ask(self.client.hset(self.names.draining, host, msgspec.json.encode(drain)))
+
+    async def undrain(self, host: str) -> None:
+        await self._ask(self.client.hdel(self.names.draining, host))
 
     async def searched_at(self) -> float:
         """When all repositories were last asked for their jobs; 0 for never."""
@@ -410,6 +422,10 @@ def _value(raw: bytes | None, kind: type[_T]) -> _T:
         return kind() if raw is None else msgspec.json.decode(raw, type=kind)
     except msgspec.MsgspecError:
         return kind()
+
+
+def _drains(fields: dict[bytes, bytes]) -> dict[str, Drain]:
+    return {key.decode(): msgspec.json.decode(raw, type=Drain) for key, raw in fields.items()}
 
 
 def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.control.drain_api import drain_view
 from orchestrator.control.observe import taken_by
-from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
+from orchestrator.control.records import Drain, JobRecord, RunnerRecord, Sighting
 from orchestrator.core.job import Moment
 from orchestrator.core.machine import Capacity
 from orchestrator.core.placement import HostView, free_of
@@ -102,13 +103,14 @@ def host_view(
     *,
     away_s: float = 15.0,
     cordon: str | None = None,
+    drain: Drain | None = None,
     ward: Ward = Ward(),  # noqa: B008 - it can't be changed
     releases: Releases = Releases(),  # noqa: B008 - neither can this
 ) -> dict[str, Any]:
     """A host with what it has, gives and complains of.
 
-    ``state``: ``unseen`` (never reported), ``away`` (silent for ``away_s``), ``cordoned``, ``quarantine`` (starts on it
-    failed), ``refuses`` (it has a problem) or ``up``.  ``cordon``: the reason that an admin gave for cordoning it; None where none did.
+    ``state``: ``unseen`` (never reported), ``away`` (silent for ``away_s``), ``draining``, ``drained`` (it has no runner
+    left), ``cordoned``, ``quarantine`` (starts on it failed), ``refuses`` (it has a problem) or ``up``.  ``cordon``: the reason that an admin gave for cordoning it; None where none did.
     """
     mine = list(runners)
     if sighting is None:
@@ -116,6 +118,7 @@ def host_view(
             "host": host,
             "state": "unseen",
             "cordoned": cordon is not None,
+            "drain": drain_view(drain, mine, now) if drain else None,
             "runners": [record.id for record in mine],
         }
     seen, quarantine = sighting.observed, ward.held.get(of_host(host))
@@ -123,12 +126,15 @@ def host_view(
     free = free_of(HostView(name=host, capacity=seen.capacity, taken=taken))
     return {
         "host": host,
-        "state": _state(sighting, now, away_s, cordoned=cordon is not None, held=quarantine is not None),
+        "state": _state(sighting, now, away_s, cordoned=cordon is not None, held=quarantine is not None)
+        if drain is None
+        else _drain_state(sighting, now, away_s, empty=not mine),
         "silent_s": round(max(0.0, now - sighting.at), 1),
         "boot": seen.boot,
         "accelerator": seen.accelerator,
         "version": seen.version,
         "cordoned": seen.cordoned or cordon is not None,
+        "drain": drain_view(drain, mine, now) if drain else None,
         "cordon": cordon or "",
         "quarantine": msgspec.to_builtins(quarantine) if quarantine else None,
         "unfit": _unfit(seen, ward, releases, now),
@@ -179,6 +185,12 @@ def _state(sighting: Sighting, now: float, away_s: float, *, cordoned: bool, hel
     if held:
         return "quarantine"
     return "refuses" if sighting.observed.problems else "up"
+
+
+def _drain_state(sighting: Sighting, now: float, away_s: float, *, empty: bool) -> str:
+    if empty:
+        return "drained"
+    return "away" if now - sighting.at > away_s else "draining"
 
 
 def _until(moment: Moment, following: Moment | None) -> float | None:

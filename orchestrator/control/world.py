@@ -32,6 +32,7 @@ from orchestrator.core.runner import (
     HostLost,
     JobCompleted,
     JobStarted,
+    LifetimeCut,
     Phase,
     Placed,
     PolicyBound,
@@ -49,7 +50,7 @@ from orchestrator.core.runner import (
 
 ON_ITS_WAY: frozenset[Phase] = frozenset({"WANTED", "BOOTING", "READY"})
 LIVE: frozenset[Phase] = frozenset({"BOOTING", "READY", "RUNNING"})
-NO_FAILURE = frozenset({"surplus", "job_completed", "wanted_too_long"})
+NO_FAILURE = frozenset({"surplus", "job_completed", "wanted_too_long", "drained"})
 """Reasons to end that say nothing against the host or the job."""
 TOO_LATE = "boot-timeout"
 """A host's code for a deadline that it kept by itself, before we noticed."""
@@ -68,7 +69,8 @@ class World:
         self.runners: dict[str, RunnerRecord] = dict(snapshot.runners)
         self.sightings: dict[str, Sighting] = dict(snapshot.sightings)
         self.sums = dict(snapshot.sums)
-        self.cordoned = snapshot.cordoned
+        self.draining = snapshot.draining
+        self.cordoned = {**snapshot.cordoned, **{host: drain.why for host, drain in snapshot.draining.items()}}
         self.quarantines = Quarantines(snapshot.ward, snapshot.lifted, now)
         self.served = dict(snapshot.served)
         self._served_changed: set[str] = set()
@@ -319,6 +321,7 @@ _TOLD = (
     RunnerExited,
     VmFailed,
     HostLost,
+    LifetimeCut,
     Withdrawn,
     Fenced,
     VmProvedGone,

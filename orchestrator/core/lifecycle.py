@@ -33,6 +33,7 @@ import msgspec
 
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.runner import (
+    NOTICE_S,
     PHASES,
     Alarm,
     Bind,
@@ -47,6 +48,7 @@ from orchestrator.core.runner import (
     HostLost,
     JobCompleted,
     JobStarted,
+    LifetimeCut,
     OutagePassed,
     Phase,
     Place,
@@ -289,7 +291,8 @@ def _job_completed(at: _At, event: JobCompleted) -> Runner | str:
 
 @_on(RunnerExited, *_LIVE)
 def _runner_exited(at: _At, event: RunnerExited) -> Runner | str:
-    return at.end(event.reason, f"exit status {event.code}")
+    told = at.runner.cut and at.runner.phase == "RUNNING" and at.now >= at.runner.deadline - NOTICE_S
+    return at.end(at.runner.cut if told else event.reason, f"exit status {event.code}")
 
 
 @_on(VmFailed, *_LIVE)
@@ -360,9 +363,18 @@ def _ticked(at: _At, _event: Ticked) -> Runner | str:
         case "READY":
             return at.keep(fencing=runner.fencing or "idle", deadline=at.now + at.deadlines.ready_s)
         case "RUNNING":
-            return at.end("lifetime")
+            return at.end(runner.cut or "lifetime")
         case _:
             return at.keep(alarms=runner.alarms + 1, deadline=at.now + at.deadlines.destroying_s)
+
+
+@_on(LifetimeCut, "RUNNING")
+def _lifetime_cut(at: _At, event: LifetimeCut) -> Runner | str:
+    whole = at.runner.since + at.runner.machine.lifetime_s
+    is_cut = 0 < event.until < whole
+    deadline, why = (event.until, event.why) if is_cut else (whole, "")
+    same = (at.runner.deadline, at.runner.cut) == (deadline, why)
+    return "known" if same else at.keep(deadline=deadline, cut=why)
 
 
 @_on(OutagePassed, "WANTED", *_IDLE)

@@ -17,6 +17,8 @@ PHASES: tuple[Phase, ...] = ("WANTED", "BOOTING", "READY", "RUNNING", "DESTROYIN
 
 SESSION_CONFLICT = 5
 """A runner exits with this where another session is open under its name: its JIT configuration was used twice."""
+NOTICE_S = 60.0
+"""The runner is told to end its job (SIGTERM) so long before its machine is ended."""
 TOO_OLD = (3, 4, 7)
 """... with these where GitHub wants another version of it."""
 
@@ -53,6 +55,8 @@ class Runner(msgspec.Struct, frozen=True, omit_defaults=True):
     job_id: int = 0
     bound: str = ""
     """Digest of the job's policy, once the gateway has it in force."""
+    cut: str = ""
+    """Why its time is shorter than its class gives it; empty where it isn't."""
     fencing: str = ""
     """Why GitHub is being asked to give the registration back; empty where it isn't."""
     reason: str = ""
@@ -149,6 +153,13 @@ class Ticked(msgspec.Struct, frozen=True, tag=True):
     """Time passed."""
 
 
+class LifetimeCut(msgspec.Struct, frozen=True, tag=True):
+    """Its job must be over by ``until`` (seconds since the epoch); 0: it has its whole time again."""
+
+    until: float
+    why: str = ""
+
+
 class OutagePassed(msgspec.Struct, frozen=True, tag=True):
     """GitHub was away for ``seconds``: whoever waits for it gets them back."""
 
@@ -173,6 +184,7 @@ Event = (
     | RegistrationProvedGone
     | Ticked
     | OutagePassed
+    | LifetimeCut
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +18,11 @@ _STREAM_TIMEOUT = httpx.Timeout(10.0, read=45.0)
 class ApiClient:
     """Reads ``/api/v1``, and gives orders there.  Errors are IronCDErrors: unreachable, not permitted, not found."""
 
-    def __init__(self, base_url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, base_url: str, token: str, *, prefix: str = "/api/v1", transport: httpx.BaseTransport | None = None
+    ) -> None:
         self.base_url = base_url
+        self._prefix = prefix
         self._client = httpx.Client(
             base_url=base_url,
             headers={"Authorization": f"Bearer {token}"},
@@ -32,6 +36,12 @@ class ApiClient:
         control = settings.control
         url = control.url or f"http://{control.listen}"
         return cls(url, read_secret(control.admin_token_file, "control.admin_token_file"))
+
+    @classmethod
+    def of_host(cls, settings: Settings) -> ApiClient:
+        """With this host's own token, to what a host may ask for (``/host/v1``)."""
+        host = settings.host_settings()
+        return cls(host.control_url, read_secret(Path(host.token_file), "host.token_file"), prefix="/host/v1")
 
     def get(self, path: str, params: Mapping[str, str | int | float | None] | None = None) -> Any:
         """The JSON at ``path`` (below ``/api/v1/``).  Parameters that are None are left out."""
@@ -60,7 +70,7 @@ class ApiClient:
     def _ask(self, method: str, path: str, params: Mapping[str, str | int | float | None] | None) -> Any:
         given = {name: value for name, value in (params or {}).items() if value is not None}
         try:
-            response = self._client.request(method, f"/api/v1/{path}", params=given)
+            response = self._client.request(method, f"{self._prefix}/{path}", params=given)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         return self._judged(response, path)

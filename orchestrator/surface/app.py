@@ -21,7 +21,7 @@ from fastapi import APIRouter, FastAPI, Response
 from starlette.types import Lifespan, Receive, Scope, Send
 
 from orchestrator import audit
-from orchestrator.control import admin_api, hosts_api, metrics, quarantine_api
+from orchestrator.control import admin_api, drain_api, hosts_api, metrics, quarantine_api
 from orchestrator.control.auth import AdminToken, HostTokens
 from orchestrator.control.policy_archive import POLICIES, PolicyArchive
 from orchestrator.control.sealed import Seal
@@ -89,6 +89,9 @@ def create_app(settings: ControlSettings) -> FastAPI:
     app = ControlApi(receiver, lifespan=lifespan)
     app.include_router(receiver_routes(receiver))
     app.include_router(hosts_api.router(hosts))
+    drains = drain_api.DrainApi(store, hosts=tokens.hosts)
+    app.include_router(drain_api.host_router(drains, tokens))
+    app.include_router(drain_api.admin_router(drains, admin))
     app.include_router(admin_api.router(admin_api.AdminApi(store, hosts=tokens.hosts, policies=policies), admin))
     app.include_router(quarantine_api.router(quarantine_api.QuarantineApi(store), admin))
     app.include_router(audit.router(ledger, host=tokens, admin=admin))

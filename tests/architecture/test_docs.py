@@ -8,13 +8,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
 from bench import registry
 from orchestrator.core import lifecycle
 from orchestrator.core.errors import DOCS
 from orchestrator.core.policy_file import read_policy
+from orchestrator.core.runner import NOTICE_S
 from orchestrator.simulator.github.catalogue import CATALOGUE
 from orchestrator.surface import settings
+from orchestrator.surface.cli import hosts_drain
+from orchestrator.surface.cli.app import app
+from orchestrator.surface.cli.options import length
 from orchestrator.surface.up import PROCESSES
 from policies import load_presets
 
@@ -30,6 +35,7 @@ PAGES = sorted(
 SOURCES = sorted(
     path for folder in ("orchestrator", "runner_image", "policies") for path in (ROOT / folder).rglob("*.py")
 )
+DRAIN_UNIT = ROOT / "docs/operations/systemd/ironcd-drain.service"
 CODE = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)+")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -149,12 +155,33 @@ def test_there_are_promises() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", sorted((ROOT / "docs/operations/systemd").glob("*.service")), ids=lambda unit: unit.name
+    "unit",
+    sorted(set((ROOT / "docs/operations/systemd").glob("*.service")) - {DRAIN_UNIT}),
+    ids=lambda unit: unit.name,
 )
 def test_sample_units_start_processes_that_exist(unit: Path) -> None:
     (command,) = re.findall(r"^ExecStart=(.+)$", unit.read_text(), re.MULTILINE)
     assert command.startswith("/opt/ironcd/.venv/bin/ironcd --config /etc/ironcd/ironcd.toml up")
     assert set(re.findall(r"--only (\S+)", command)) <= set(PROCESSES)
+
+
+def test_the_sample_unit_that_drains_calls_commands_that_exist_and_leaves_them_time() -> None:
+    unit = DRAIN_UNIT.read_text()
+    commands = dict(
+        re.findall(r"^Exec(Start|Stop)=/opt/ironcd/.venv/bin/ironcd --config \S+ hosts (.+)$", unit, re.MULTILINE)
+    )
+    hosts = typer.main.get_command(app).commands["hosts"]  # type: ignore[attr-defined]
+    for words in commands.values():
+        name, *arguments = words.split()
+        parsed = hosts.commands[name].make_context(name, arguments)
+        assert parsed.params["this"] is True, "a host holds no admin's token"
+        deadline = parsed.params.get("deadline", "0s")
+    assert set(commands) == {"Start", "Stop"}
+    (limit,) = re.findall(r"^TimeoutStopSec=(\d+)min$", unit, re.MULTILINE)
+    assert int(limit) * 60 > length(deadline, "--deadline") + NOTICE_S + hosts_drain.STUCK_S
+    others = {path.name for path in DRAIN_UNIT.parent.glob("*.service")} - {DRAIN_UNIT.name, "ironcd-control.service"}
+    after = set(" ".join(re.findall(r"^After=(.+)$", unit, re.MULTILINE)).split())
+    assert others <= after, "what it needs must not be stopped before it"
 
 
 def test_sample_configurations_are_accepted(tmp_path: Path) -> None:

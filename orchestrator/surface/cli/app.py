@@ -19,6 +19,7 @@ from orchestrator.surface.cli import (
     egress_learn,
     egress_rules,
     hosts,
+    hosts_drain,
     image,
     jobs,
     quarantine,
@@ -76,6 +77,7 @@ service.register(app)
 demo.register(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runners.app, name="runners")
+hosts_drain.register(hosts.app)
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(quarantine.app, name="quarantine")
 audit_record.register(audit.app)

@@ -65,7 +65,7 @@ def _row(host: dict[str, object]) -> tuple[object, ...]:
     runners = host.get("runners")
     return (
         host.get("host", host.get("name", "")),
-        host.get("state", ""),
+        _state(host),
         room.get("vcpus", ""),
         room.get("memory_mib", ""),
         room.get("disk_gib", ""),
@@ -74,6 +74,17 @@ def _row(host: dict[str, object]) -> tuple[object, ...]:
         _warm(host),
         "; ".join([*_held(host), *(str(p["message"]) for p in (problems if isinstance(problems, list) else ()))]),
     )
+
+
+def _state(host: dict[str, object]) -> str:
+    """With the countdown of a host that is being drained."""
+    from orchestrator.surface.cli.terminal import seconds
+
+    drain, state = host.get("drain"), str(host.get("state", ""))
+    if not isinstance(drain, dict) or drain.get("empty"):
+        return state
+    why = f" ({drain['why']})" if drain.get("why") else ""
+    return f"{state}: {seconds(float(drain['left_s']))} left{why}"
 
 
 def _warm(host: dict[str, object]) -> str:

@@ -22,6 +22,7 @@ from orchestrator.core.runner import (
     HostLost,
     JobCompleted,
     JobStarted,
+    LifetimeCut,
     OutagePassed,
     Place,
     Placed,
@@ -61,6 +62,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.just(RegistrationProvedGone()),
     st.just(Ticked()),
     st.builds(OutagePassed, st.floats(-5, 600)),
+    st.builds(LifetimeCut, st.floats(-5, 4000) | st.just(0.0), st.just("drained")),
 )
 HISTORIES = st.lists(st.tuples(st.floats(0, 4000), EVENTS), max_size=40)
 
@@ -126,7 +128,7 @@ def test_an_event_told_twice_counts_once(history: list[tuple[float, Event]]) -> 
     for wait, event in history:
         now += wait
         once = advance(runner, event, now, DEADLINES).runner
-        if not isinstance(event, (Ticked, OutagePassed, Fenced)):
+        if not isinstance(event, (Ticked, OutagePassed, Fenced, LifetimeCut)):
             again = advance(once, event, now, DEADLINES).runner
             assert again == once
         runner = once
