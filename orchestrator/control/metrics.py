@@ -96,7 +96,11 @@ async def scrape(store: Store, *, hosts: frozenset[str] | None = None, clock: Ca
     away.add_metric([], max(0.0, clock() - outage) if outage else 0.0)
     now = clock()
     metrics = [up, away, *_queues(lengths), *_jobs(jobs), *_runners(runners), *_hosts(sightings, runners, now)]
-    metrics += [*vitals(jobs, sightings, now), *fitness(ward, releases, sightings, now), *_drains(draining, runners, now)]
+    metrics += [
+        *vitals(jobs, sightings, now),
+        *fitness(ward, releases, sightings, now),
+        *_drains(draining, runners, now),
+    ]
     registry.register(Scrape(counters, metrics))
     return generate_latest(registry)
 

@@ -156,7 +156,9 @@ class Store:
             pipe.get(names.releases)
             pipe.hgetall(names.draining)
             read = await self._ask(pipe.execute())
-        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served, releases, draining = read
+        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served, releases, draining = (
+            read
+        )
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),

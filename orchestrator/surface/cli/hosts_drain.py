@@ -53,15 +53,11 @@ def drain(
     seen = client.post(f"{path}drain", asked)
     if wait:
         seen = watch(lambda: client.get(f"{path}drain"), typer.echo if not as_json else _silent)
-    if as_json:
-        from orchestrator.surface.cli.terminal import print_json
-
-        print_json(seen)
-    elif not wait:
-        typer.echo(_words(seen))
+    if as_json or not wait:
+        _show(seen, as_json=as_json)
 
 
-def undrain(name: Name = None, *, this: This = False) -> None:
+def undrain(name: Name = None, *, this: This = False, as_json: AsJson = False) -> None:
     """Give a drained host new runners again, and jobs that still run there their whole time.
 
     With --this only what the host itself asked for is taken back.  A host that is cordoned stays so.
@@ -69,8 +65,7 @@ def undrain(name: Name = None, *, this: This = False) -> None:
     Example: [bold]ironcd hosts undrain metal-1[/bold]
     """
     client, path = _way(name, this=this)
-    seen = client.post(f"{path}undrain")
-    typer.echo(_words(seen))
+    _show(client.post(f"{path}undrain"), as_json=as_json)
 
 
 def watch(
@@ -93,6 +88,15 @@ def watch(
             return seen
         late_since = min(late_since, now) if not seen["left_s"] else float("inf")
         sleep(LOOK_S)
+
+
+def _show(seen: dict[str, Any], *, as_json: bool) -> None:
+    from orchestrator.surface.cli.terminal import print_json
+
+    if as_json:
+        print_json(seen)
+    else:
+        typer.echo(_words(seen))
 
 
 def _judge(seen: dict[str, Any], *, late_s: float) -> None:
