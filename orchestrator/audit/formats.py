@@ -23,7 +23,8 @@ Format = Literal["jsonl", "csv", "ocsf", "cef"]
 
 OCSF_VERSION = "1.3.0"
 _CLASS = 4001
-_ACTIVITIES = {0: "Unknown", 1: "Open", 2: "Close", 5: "Refuse", 6: "Traffic", 99: "Other"}
+_OTHER = 99
+_ACTIVITIES = {0: "Unknown", 1: "Open", 2: "Close", 5: "Refuse", 6: "Traffic"}
 _PROTOCOLS = {"tls": (6, "tcp"), "tcp": (6, "tcp"), "udp": (17, "udp"), "dns": (17, "udp"), "icmp": (1, "icmp")}
 _CSV_COLUMNS = (
     ("time", "gateway", "seq", "event", "verdict", "reason", "rule", "mode", "would_block", "host", "host_source")
@@ -76,8 +77,9 @@ def _cell(value: object) -> str:
 
 
 def ocsf(event: Event, *, version: str) -> dict[str, Any]:
-    """OCSF Network Activity with the security-control profile.  What has no place there stands in ``unmapped``."""
+    """OCSF Network Activity with the profiles host and security control.  What has no place there stands in ``unmapped``."""
     activity = _activity(event)
+    named = _ACTIVITIES.get(activity, event.event.capitalize())
     denied = event.verdict == "blocked"
     disposition = {"allowed": (1, "Allowed"), "blocked": (2, "Blocked"), "warn": (19, "Alert")}[event.verdict]
     number, protocol = _PROTOCOLS.get(event.protocol, (-1, event.protocol))
@@ -91,7 +93,7 @@ def ocsf(event: Event, *, version: str) -> dict[str, Any]:
                     "version": version,
                     "feature": {"name": "egress"},
                 },
-                "profiles": ["security_control"],
+                "profiles": ["host", "security_control"],
                 "uid": f"{event.gateway}/{event.seq}",
                 "sequence": event.seq,
                 "event_code": event.event,
@@ -102,9 +104,9 @@ def ocsf(event: Event, *, version: str) -> dict[str, Any]:
             "class_uid": _CLASS,
             "class_name": "Network Activity",
             "activity_id": activity,
-            "activity_name": _ACTIVITIES[activity],
+            "activity_name": named,
             "type_uid": _CLASS * 100 + activity,
-            "type_name": f"Network Activity: {_ACTIVITIES[activity]}",
+            "type_name": f"Network Activity: {named}",
             "time": round(event.ts * 1000),
             "severity_id": 3 if denied else 2 if event.verdict == "warn" else 1,
             "severity": "Medium" if denied else "Low" if event.verdict == "warn" else "Informational",
@@ -126,20 +128,38 @@ def ocsf(event: Event, *, version: str) -> dict[str, Any]:
                 "protocol_num": number,
                 "protocol_name": protocol,
             },
-            "src_endpoint": {"name": _vm(event), "uid": event.who.runner, "type_id": 8, "type": "Virtual"},
-            "dst_endpoint": {"hostname": event.host, "ip": event.resolved or event.orig_dst, "port": event.port},
+            "src_endpoint": _source(event),
+            "dst_endpoint": _destination(event),
             "traffic": _traffic(event),
             "firewall_rule": {"uid": event.rule},
-            "policy": {"uid": event.policy},
+            "authorizations": _authorizations(event),
             "device": {"hostname": event.gateway, "name": event.gateway, "type_id": 9, "type": "Firewall"},
             "unmapped": _unmapped(event),
         }
     )
 
 
+def _source(event: Event) -> dict[str, Any]:
+    """The machine; the host itself for what no machine did.  The schema wants a name, an id or an address."""
+    if event.who.runner:
+        return {"name": _vm(event), "uid": event.who.runner, "type_id": 8, "type": "Virtual"}
+    return {"hostname": event.gateway, "type_id": 9, "type": "Firewall"}
+
+
+def _authorizations(event: Event) -> list[dict[str, Any]]:
+    """Where the schema has a place for the policy that decided."""
+    policy = {"uid": event.policy, "is_applied": True}
+    return [{"decision": event.verdict, "policy": policy}] if event.policy else []
+
+
+def _destination(event: Event) -> dict[str, Any]:
+    found = {"hostname": event.host, "ip": event.resolved or event.orig_dst}
+    return {**(found if any(found.values()) else {"name": "unknown"}), "port": event.port}
+
+
 def _activity(event: Event) -> int:
-    if event.event in {"lost", "mark"}:
-        return 99
+    if event.event in {"lost", "mark", "alert"}:
+        return _OTHER
     if event.verdict == "blocked":
         return 5
     return {"open": 1, "close": 2, "progress": 6, "dns": 5, "drop": 5}.get(event.event, 0)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from orchestrator.audit.formats import cef, header, ocsf, write
-from orchestrator.core.flow import Event, Identity
+from orchestrator.core.flow import Event, EventKind, Identity, Protocol, Verdict
 
 from .conftest import DAY, event
 
+OCSF = Draft202012Validator(
+    msgspec.json.decode((Path(__file__).parents[2] / "data" / "ocsf-network-activity.json").read_bytes())
+)
 ULID = "01JF0000000000000000000000"
 WHO = Identity(ULID, org="acme", repo="acme/app", workflow="ci", run_id=5, attempt=1, job="build", job_id=11)
 OPEN = event(
@@ -28,6 +33,7 @@ OPEN = event(
     orig_dst="198.18.0.1",
     rule="org#1",
     mode="enforce",
+    policy="sha256:0",
 )
 CLOSE = msgspec.structs.replace(OPEN, event="close", bytes_up=10, bytes_down=0, duration_ms=1500, close_reason="client")
 BLOCKED = event(8, who=WHO, verdict="blocked", reason="not_allowed", host="evil.example", flags=("ech",))
@@ -52,6 +58,7 @@ def test_ocsf_open() -> None:
     }  # fmt: skip
     assert (found["action_id"], found["disposition_id"], found["status_id"]) == (1, 1, 1)
     assert found["unmapped"]["repo"] == "acme/app"
+    assert found["authorizations"] == [{"decision": "allowed", "policy": {"uid": "sha256:0", "is_applied": True}}]
     assert "traffic" not in found
 
 
@@ -71,6 +78,7 @@ def test_ocsf_close_keeps_a_zero() -> None:
         ({"verdict": "warn", "would_block": True}, 1, 1, 19),
         ({"event": "progress", "verdict": "allowed"}, 6, 1, 1),
         ({"event": "lost"}, 99, 2, 2),
+        ({"event": "alert", "verdict": "allowed"}, 99, 1, 1),
         ({"event": "mark", "verdict": "allowed"}, 99, 1, 1),
     ],
 )
@@ -78,6 +86,43 @@ def test_ocsf_verdicts(changes: dict[str, Any], activity: int, action: int, disp
     found = ocsf(msgspec.structs.replace(BLOCKED, **changes), version="1")
     assert (found["activity_id"], found["action_id"], found["disposition_id"]) == (activity, action, disposition)
     assert found["type_uid"] == 400100 + activity
+
+
+_TEXTS = st.sampled_from(["", "x", "a.example"])
+_ADDRESSES = st.sampled_from(["", "203.0.113.7", "198.18.0.1"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "event": st.sampled_from(get_args(EventKind)),
+            "verdict": st.sampled_from(get_args(Verdict)),
+            "protocol": st.sampled_from(get_args(Protocol)),
+            "who": st.sampled_from([WHO, Identity(""), Identity(ULID), Identity("no-ulid")]),
+            "ts": st.floats(1, 4e9),
+            "port": st.integers(0, 65535),
+            "bytes_up": st.integers(0, 1 << 50),
+            "duration_ms": st.integers(0, 1 << 40),
+            "count": st.integers(1, 1 << 30),
+            "flags": st.sampled_from([(), ("ech",), ("suppressed", "expected")]),
+            "tls": st.sampled_from([{}, {"alpn": "h2", "hello_bytes": 517}]),
+            **dict.fromkeys(("host", "rule", "policy", "conn", "close_reason", "mode"), _TEXTS),
+            **dict.fromkeys(("orig_dst", "resolved"), _ADDRESSES),
+        }
+    )
+)
+def test_whatever_is_on_record_is_valid_ocsf(changes: dict[str, Any]) -> None:
+    """By the framework's own schema; nothing of a name that it doesn't know, and nothing left out that it wants."""
+    made = msgspec.to_builtins(ocsf(msgspec.structs.replace(OPEN, **changes), version="1"))
+    assert [f"{list(error.path)}: {error.message}" for error in OCSF.iter_errors(made)] == []
+
+
+def test_the_schema_finds_what_is_wrong() -> None:
+    made = ocsf(OPEN, version="1")
+    assert list(OCSF.iter_errors({**made, "activity_id": 77}))
+    assert list(OCSF.iter_errors({**made, "nonsense": 1}))
+    assert list(OCSF.iter_errors({key: value for key, value in made.items() if key != "dst_endpoint"}))
 
 
 def test_csv() -> None:
