@@ -123,6 +123,9 @@ class Checks:
         machine = class_of(world, job).machine
         if machine is None:
             return
+        if job.installation in world.away:
+            world.change_job(job.id, reason=world.away[job.installation])
+            return
         images = next(self._images(machine.image), None)
         try:
             policy = await self._book.policy_of(job.installation, job.repo, images, world.now)

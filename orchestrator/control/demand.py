@@ -130,6 +130,8 @@ def _tell(world: World, job_id: int, kind: str, reason: str) -> None:
 
 def _reason(world: World, line: Line, dealt: Dealt, record: JobRecord, runner: RunnerRecord | None) -> tuple[str, str]:
     """The kind of a wait (empty where it is one for its runner) and its words."""
+    if record.job.installation in world.away:
+        return "away", world.away[record.job.installation]
     if runner is not None:
         return "", _runners_reason(world, runner)
     if record.permanent:

@@ -24,6 +24,7 @@ from orchestrator.control.github import (
     Missing,
     NameTaken,
     PolicyText,
+    Refused,
     Registration,
     Release,
     Removal,
@@ -75,18 +76,22 @@ class FakeGitHub:
 
     async def find_runner(self, scope: RunnerScope, name: str) -> GitHubRunner | None:
         with self._call("find_runner"):
+            self._known(scope.installation)
             return self._by_name(scope, name)
 
     async def list_runners(self, scope: RunnerScope) -> list[GitHubRunner]:
         with self._call("list_runners"):
+            self._known(scope.installation)
             return [seen for (account, _), seen in self.runners.items() if account == scope.account]
 
     async def get_runner(self, scope: RunnerScope, github_id: int) -> GitHubRunner | None:
         with self._call("get_runner"):
+            self._known(scope.installation)
             return self.runners.get((scope.account, github_id))
 
     async def delete_runner(self, scope: RunnerScope, github_id: int) -> Removal:
         with self._call("delete_runner"):
+            self._known(scope.installation)
             runner = self.runners.get((scope.account, github_id))
             if runner is None:
                 return "absent"
@@ -222,6 +227,8 @@ class FakeGitHub:
     def _known(self, installation: int) -> None:
         if installation not in self.apps:
             raise Missing(f"installation {installation}")
+        if self.apps[installation].suspended:
+            raise Refused("403 This installation has been suspended")
 
 
 def _failed_again(attempt: HookDelivery) -> HookDelivery:

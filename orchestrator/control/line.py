@@ -52,7 +52,9 @@ class Line:
                     yield record
 
     def may_have_runner(self, record: JobRecord) -> bool:
-        return self._world.now >= record.not_before and self.class_of(record).machine is not None
+        world = self._world
+        begun = world.now >= record.not_before and record.job.installation not in world.away
+        return begun and self.class_of(record).machine is not None
 
     def deal(self, warm: Mapping[str, list[str]] | None = None) -> Dealt:
         """Machines for those whose turn it is, as far as quotas and room go.  ``warm``: class to hosts where one waits."""

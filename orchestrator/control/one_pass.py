@@ -42,6 +42,7 @@ from orchestrator.control.reruns import Reruns
 from orchestrator.control.sealed import Seal
 from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
+from orchestrator.control.standing import away, note_away
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
 from orchestrator.control.warm import Waiting, waiting
 from orchestrator.control.world import World
@@ -108,6 +109,8 @@ class Pass:
         self._outage()
         await self._ingest()
         await follow(self.world, self.means.installations)
+        self.world.away = await away(self.world, self.means.installations)
+        note_away(self.world)
         await self._take_back()
         observe(self.world)
         settle(self.world)

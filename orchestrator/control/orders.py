@@ -25,6 +25,7 @@ from orchestrator.control.orphans import owner_label
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.sealed import Seal
+from orchestrator.control.standing import may_let_go
 from orchestrator.control.world import World, scope_of
 from orchestrator.core.flow import Identity
 from orchestrator.core.lifecycle import owed
@@ -37,6 +38,7 @@ from orchestrator.core.runner import (
     Register,
     Registered,
     RegistrationAsked,
+    RegistrationOutOfReach,
     RegistrationProvedGone,
     RegistrationRefused,
 )
@@ -75,7 +77,13 @@ class Orders:
     async def carry_out(self, runner_id: str) -> None:
         """The next order of one runner.  What GitHub doesn't grant now is tried again later."""
         world = self._world
+        if world.runners[runner_id].unreachable_since and world.runners[runner_id].life.installation not in world.away:
+            world.change_runner(runner_id, unreachable_since=0.0)
         effect = self._next(world.runners[runner_id])
+        if isinstance(effect, (Fence, Deregister)) and world.runners[runner_id].life.installation in world.away:
+            self._out_of_reach(runner_id, effect)
+            await self._write()
+            return
         try:
             match effect:
                 case Register():
@@ -99,13 +107,28 @@ class Orders:
         if self._world.now < record.not_before:
             return None
         for effect in owed(record.life):
-            if isinstance(effect, Register) and self._world.outage_since:
+            if isinstance(effect, Register) and self._must_wait(record):
                 continue
             if isinstance(effect, (Register, Fence, Deregister)):
                 return effect
             if isinstance(effect, Bind) and not record.bound and not record.refused:
                 return effect
         return None
+
+    def _must_wait(self, record: RunnerRecord) -> bool:
+        return bool(self._world.outage_since) or record.life.installation in self._world.away
+
+    def _out_of_reach(self, runner_id: str, effect: Fence | Deregister) -> None:
+        """GitHub can't be asked for the registration, by our own fault or not: after a while its end goes on without."""
+        world, record = self._world, self._world.runners[runner_id]
+        why = world.away[record.life.installation]
+        if not record.unreachable_since:
+            world.change_runner(runner_id, unreachable_since=world.now)
+        may_end = isinstance(effect, Deregister) or not self._guest_has_a_job(runner_id)
+        if may_end and may_let_go(world, world.runners[runner_id]):
+            world.happen(runner_id, RegistrationOutOfReach(why))
+            return
+        world.change_runner(runner_id, not_before=world.now + BUSY_AGAIN_S, waiting=why)
 
     def _later(self, runner_id: str, error: GitHubFailure) -> None:
         record = self._world.runners[runner_id]

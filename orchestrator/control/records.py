@@ -72,6 +72,8 @@ class RunnerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     checked_at: float = 0.0
     looked_for_at: float = 0.0
     """When GitHub was last asked whether it still knows the runner."""
+    unreachable_since: float = 0.0
+    """Since when its registration is out of reach; 0 where it isn't."""
     missing_since: float = 0.0
     """Since when it doesn't; 0 where it does."""
     image: str = ""

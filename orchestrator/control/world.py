@@ -37,6 +37,7 @@ from orchestrator.core.runner import (
     Placed,
     PolicyBound,
     Registered,
+    RegistrationOutOfReach,
     RegistrationProvedGone,
     RegistrationRefused,
     Runner,
@@ -77,6 +78,8 @@ class World:
         self.rollout = Rollout(snapshot.releases, now, first=not snapshot.known)
         self.outage_since = self._outage_written = snapshot.outage_since
         """Of GitHub; 0 where it answers."""
+        self.away: dict[int, str] = {}
+        """Installations out of reach, and why (`orchestrator.control.standing`)."""
         self.progress = False
         """True where something happened that may call for more in the next pass."""
         self._jobs_changed: set[int] = set()
@@ -326,6 +329,7 @@ _TOLD = (
     Fenced,
     VmProvedGone,
     RegistrationProvedGone,
+    RegistrationOutOfReach,
 )
 """Events that a runner's story names; of the others it tells what came of them."""
 

@@ -12,7 +12,7 @@ A runner is our one-job machine together with its registration at GitHub.  The r
        GONE        both are proved gone
 
 2. Only proof leaves DESTROYING: what the host looked for and didn't find, and GitHub's word that the registration isn't
-   there.  Time never does; it raises an alarm and the orders are given again.
+   there, or that the App may not ask any more.  Time never does; it raises an alarm and the orders are given again.
 3. Every phase but GONE has a deadline.
 4. Why a runner ends is a reason, never a phase: the first reason stays.
 5. A registered runner without a job is never destroyed on our word alone: a job may be on its way to it.  It is
@@ -57,6 +57,7 @@ from orchestrator.core.runner import (
     Register,
     Registered,
     RegistrationAsked,
+    RegistrationOutOfReach,
     RegistrationProvedGone,
     RegistrationRefused,
     Runner,
@@ -89,12 +90,14 @@ MOVES: tuple[tuple[Phase, str, Phase], ...] = (
     ("BOOTING", "VmFailed", "DESTROYING"),
     ("BOOTING", "HostLost", "DESTROYING"),
     ("BOOTING", "Fenced", "DESTROYING"),
+    ("BOOTING", "RegistrationOutOfReach", "DESTROYING"),
     ("READY", "JobStarted", "RUNNING"),
     ("READY", "JobCompleted", "DESTROYING"),
     ("READY", "RunnerExited", "DESTROYING"),
     ("READY", "VmFailed", "DESTROYING"),
     ("READY", "HostLost", "DESTROYING"),
     ("READY", "Fenced", "DESTROYING"),
+    ("READY", "RegistrationOutOfReach", "DESTROYING"),
     ("RUNNING", "JobCompleted", "DESTROYING"),
     ("RUNNING", "RunnerExited", "DESTROYING"),
     ("RUNNING", "VmFailed", "DESTROYING"),
@@ -103,6 +106,7 @@ MOVES: tuple[tuple[Phase, str, Phase], ...] = (
     ("DESTROYING", "Fenced", "GONE"),
     ("DESTROYING", "VmProvedGone", "GONE"),
     ("DESTROYING", "RegistrationProvedGone", "GONE"),
+    ("DESTROYING", "RegistrationOutOfReach", "GONE"),
 )
 """Every change of phase there is.  The diagram in ARCHITECTURE.md is made from it; a test walks `advance` to hold it."""
 
@@ -246,8 +250,8 @@ def _registered(at: _At, event: Registered) -> Runner | str:
 
 @_on(Registered, "DESTROYING")
 def _registered_late(at: _At, event: Registered) -> Runner | str:
-    if at.runner.registration == "gone":
-        return "the registration is proved gone"
+    if at.runner.registration in ("gone", "unreachable"):
+        return "nothing is asked about the registration any more"
     return at.keep(registration="held", github_id=event.github_id)
 
 
@@ -348,6 +352,18 @@ def _registration_gone(at: _At, _event: RegistrationProvedGone) -> Runner | str:
     if not may_be_registered(at.runner):
         return "known"
     return _At(at.keep(registration="gone"), at.now, at.deadlines).settle()
+
+
+@_on(RegistrationOutOfReach, *_IDLE)
+def _fence_out_of_reach(at: _At, _event: RegistrationOutOfReach) -> Runner | str:
+    return at.end(at.runner.fencing, registration="unreachable") if at.runner.fencing else "nobody wants to end it"
+
+
+@_on(RegistrationOutOfReach, "DESTROYING")
+def _registration_out_of_reach(at: _At, _event: RegistrationOutOfReach) -> Runner | str:
+    if not may_be_registered(at.runner):
+        return "known"
+    return _At(at.keep(registration="unreachable"), at.now, at.deadlines).settle()
 
 
 @_on(Ticked, *PHASES[:-1])

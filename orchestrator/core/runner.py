@@ -48,8 +48,10 @@ class Runner(msgspec.Struct, frozen=True, omit_defaults=True):
     """When it entered its phase, seconds since the epoch."""
     deadline: float
     host: str = ""
-    registration: Literal["none", "asked", "held", "gone"] = "none"
-    """``asked`` is written before GitHub is: from then on there may be a registration under the runner's name."""
+    registration: Literal["none", "asked", "held", "gone", "unreachable"] = "none"
+    """``asked`` is written before GitHub is: from then on there may be a registration under the runner's name.
+    ``unreachable``: there may be one, and the App may not remove it any more.
+    """
     github_id: int = 0
     vm: Literal["none", "asked", "gone"] = "none"
     job_id: int = 0
@@ -149,6 +151,12 @@ class RegistrationProvedGone(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
+class RegistrationOutOfReach(msgspec.Struct, frozen=True, tag=True):
+    """The App is suspended there or was removed: GitHub lets nobody of ours ask for the registration, or remove it."""
+
+    why: str
+
+
 class Ticked(msgspec.Struct, frozen=True, tag=True):
     """Time passed."""
 
@@ -182,6 +190,7 @@ Event = (
     | Fenced
     | VmProvedGone
     | RegistrationProvedGone
+    | RegistrationOutOfReach
     | Ticked
     | OutagePassed
     | LifetimeCut

@@ -30,6 +30,7 @@ from orchestrator.core.runner import (
     Register,
     Registered,
     RegistrationAsked,
+    RegistrationOutOfReach,
     RegistrationProvedGone,
     RegistrationRefused,
     Runner,
@@ -60,6 +61,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Fenced, st.sampled_from(["free", "busy", "absent"])),
     st.just(VmProvedGone()),
     st.just(RegistrationProvedGone()),
+    st.just(RegistrationOutOfReach("suspended")),
     st.just(Ticked()),
     st.builds(OutagePassed, st.floats(-5, 600)),
     st.builds(LifetimeCut, st.floats(-5, 4000) | st.just(0.0), st.just("drained")),
@@ -143,7 +145,7 @@ def test_only_proof_leaves_destroying(history: list[tuple[float, Event]]) -> Non
     for wait, event in history:
         now += wait
         vm_proved |= isinstance(event, VmProvedGone)
-        registration_proved |= isinstance(event, RegistrationProvedGone) or (
+        registration_proved |= isinstance(event, (RegistrationProvedGone, RegistrationOutOfReach)) or (
             isinstance(event, Fenced) and event.answer != "busy"
         )
         runner = advance(runner, event, now, DEADLINES).runner
@@ -193,6 +195,7 @@ def test_every_declared_move_can_be_made() -> None:
         Placed("b"), RegistrationAsked(), Registered(9), RegistrationRefused("403"), RunnerListened(), JobStarted(7),
         PolicyBound("sha256:a"), JobCompleted(7, "success"), RunnerExited(0), VmFailed("vm_crashed", ""), HostLost(),
         Withdrawn("cancelled"), Fenced("free"), VmProvedGone(), RegistrationProvedGone(), Ticked(), OutagePassed(1),
+        RegistrationOutOfReach("suspended"),
     ]  # fmt: skip
     for start in starts:
         for event in events:
@@ -278,6 +281,14 @@ def test_the_deadline_in_destroying_alarms_and_never_lets_go() -> None:
     assert step.runner.phase == "DESTROYING"
     assert step.effects[-1] == Alarm(("proof of the VM's destruction", "the registration's removal"))
     assert step.runner.deadline > runner.deadline
+
+
+def test_a_registration_out_of_reach_ends_what_is_being_fenced_and_nothing_else() -> None:
+    assert play(RegistrationOutOfReach("suspended"), runner=play(*READY)) == play(*READY)
+    ended = play(Withdrawn("idle"), RegistrationOutOfReach("suspended"), runner=play(*READY))
+    assert (ended.phase, ended.reason, ended.registration) == ("DESTROYING", "idle", "unreachable")
+    assert owed(ended) == (Destroy("a"),)
+    assert play(VmProvedGone(), runner=ended).phase == "GONE"
 
 
 def test_an_outage_lengthens_the_wait_for_github() -> None:

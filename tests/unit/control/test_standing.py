@@ -1,0 +1,147 @@
+"""The App suspended or removed: nothing new is begun, what runs goes on, and every job says why it waits."""
+
+from __future__ import annotations
+
+from orchestrator.control.github import Installation
+from orchestrator.core.inbox import InstallationNews
+
+from .stage import INSTALLATION, ORG, Host, Stage, runner_name
+
+
+async def turns(stage: Stage, number: int, seconds: float = 10.0) -> None:
+    for _ in range(number):
+        await stage.hosts_move()
+        await stage.look()
+        stage.now += seconds
+
+
+async def suspend(stage: Stage) -> None:
+    stage.github.apps[INSTALLATION] = Installation(INSTALLATION, ORG, organization=True, suspended=True)
+    await stage.deliver_installation(InstallationNews(INSTALLATION, "suspend", ORG))
+
+
+async def unsuspend(stage: Stage) -> None:
+    stage.github.apps[INSTALLATION] = Installation(INSTALLATION, ORG, organization=True)
+    await stage.deliver_installation(InstallationNews(INSTALLATION, "unsuspend", ORG))
+
+
+async def remove(stage: Stage) -> None:
+    stage.github.apps.clear()
+    await stage.deliver_installation(InstallationNews(INSTALLATION, "deleted", ORG))
+
+
+async def test_suspended_nothing_is_begun_and_the_jobs_say_why(stage: Stage) -> None:
+    await turns(stage, 1)
+    await stage.deliver(stage.job(1))
+    await suspend(stage)
+    await turns(stage, 5)
+    assert "generate_jit" not in stage.github.calls
+    assert stage.github.runners == {}
+    record = await stage.job_record(1)
+    assert "the App is suspended in acme" in record.job.reason
+    assert [moment.what for moment in record.job.story].count("app_suspended") == 1
+    await unsuspend(stage)
+    await stage.run(seconds=2)
+    assert (await stage.job_record(1)).job.conclusion == "success"
+    assert await stage.leftovers() == {}
+
+
+async def test_suspended_between_placing_and_registering(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A runner that waits to be registered waits on, and says for what."""
+    stage = Stage(tmp_path, hosts=[Host("h1", vcpus=2)])
+    await stage.deliver(stage.job(1))
+    await stage.deliver(stage.job(2))
+    await turns(stage, 2)
+    await suspend(stage)
+    await turns(stage, 3)
+    reasons = {(await stage.job_record(number)).job.reason for number in (1, 2)}
+    assert all("suspended" in reason for reason in reasons)
+    await unsuspend(stage)
+    await stage.run(seconds=2)
+    assert {(await stage.job_record(n)).job.conclusion for n in (1, 2)} == {"success"}
+    await stage.close()
+
+
+async def test_suspended_what_runs_goes_on_and_its_end_needs_no_deregistration(stage: Stage) -> None:
+    await stage.deliver(stage.job(1))
+    await turns(stage, 4, seconds=1)
+    for job in stage.github_assigns():
+        await stage.deliver(job)
+    await turns(stage, 2, seconds=1)
+    (running,) = await stage.runners()
+    assert running.life.phase == "RUNNING"
+    await suspend(stage)
+    await turns(stage, 10, seconds=60)
+    assert stage.hosts["h1"].ended == set()
+    stage.hosts["h1"].exits(running.id, 0, stage.now)
+    await turns(stage, 12)
+    gone = await stage.store.runner(running.id)
+    assert gone is not None
+    assert (gone.life.phase, gone.life.registration) == ("GONE", "unreachable")
+    assert gone.proof is not None
+    assert gone.proof.whole
+    assert len(stage.github.runners) == 1, "GitHub keeps it: nobody may remove it"
+    stage.github.end(1)
+    stage.github.runners[ORG, 99] = next(iter(stage.github.runners.values()), None) or stage_runner(stage, running.id)
+    await unsuspend(stage)
+    stage.now += 1200
+    await turns(stage, 20, seconds=31)
+    assert (await stage.job_record(1)).job.conclusion == "success"
+    assert stage.github.runners == {}, "once the App is back, what was left is swept"
+
+
+def stage_runner(stage: Stage, runner: str):  # type: ignore[no-untyped-def]
+    """A registration of ours that is offline."""
+    from orchestrator.control.github import GitHubRunner
+    from orchestrator.control.orphans import owner_label
+
+    label = owner_label(stage.settings.app_id)
+    return GitHubRunner(99, runner_name(runner), online=False, busy=False, labels=(label,))
+
+
+async def test_suspended_an_idle_runner_ends_without_its_fence_unless_its_guest_has_a_job(stage: Stage) -> None:
+    await stage.deliver(stage.job(1))
+    await turns(stage, 4, seconds=1)
+    (ready,) = await stage.runners()
+    assert ready.life.phase == "READY"
+    await suspend(stage)
+    await turns(stage, 4, seconds=60)
+    assert stage.hosts["h1"].ended == set(), "it has its time"
+    await turns(stage, 6, seconds=60)
+    assert stage.hosts["h1"].ended == {ready.id}
+    gone = await stage.store.runner(ready.id)
+    assert gone is not None
+    assert (gone.life.phase, gone.life.reason, gone.life.registration) == ("GONE", "idle", "unreachable")
+
+
+async def test_removed_its_jobs_wait_a_day_and_are_put_away(stage: Stage) -> None:
+    await turns(stage, 1)
+    await stage.deliver(stage.job(1))
+    await turns(stage, 1)
+    await remove(stage)
+    await turns(stage, 60, seconds=30)
+    record = await stage.job_record(1)
+    assert "isn't installed in acme any more" in record.job.reason
+    assert record.job.state == "queued"
+    assert await stage.runners() == []
+    stage.now += 86_400
+    await turns(stage, 3)
+    record = await stage.job_record(1)
+    assert (record.job.state, record.job.conclusion) == ("completed", "unknown")
+    assert await stage.store.live_jobs() == []
+
+
+async def test_an_outage_says_nothing_about_an_installation(stage: Stage) -> None:
+    from orchestrator.control.github import Unavailable
+
+    await stage.deliver(stage.job(1))
+    await turns(stage, 4, seconds=1)
+
+    def trouble(_call: str, _when: str) -> None:
+        raise Unavailable("503")
+
+    stage.github.trouble = trouble
+    stage.github.apps.clear()
+    await turns(stage, 20, seconds=60)
+    assert stage.hosts["h1"].ended == set()
+    assert "app_removed" not in [moment.what for moment in (await stage.job_record(1)).job.story]
