@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -94,7 +94,7 @@ class LiveFlow(ABC):
         state = self.connection.state
         if sent and state.send(self.host, sent):
             decision = msgspec.structs.replace(self.connection.decision, reason="bytes_up_budget")
-            self._recorder.always(self._event("alert", decision, bytes_up=state.sent[self.host]))
+            self._recorder.always(self._event("alert", decision, sent=state.sent[self.host]))
 
     def decided(self) -> None:
         """The hello is whole, or will never be: it no longer counts as half open."""
@@ -114,39 +114,56 @@ class LiveFlow(ABC):
     def record_progress(self, now: float) -> None:
         self.progressed = now
         flags = ("long",) if now - self.began > LONG_S else ()
-        self._recorder.always(self._event("progress", self.connection.decision, flags=flags, **self._sums(now)))
+        self._recorder.always(self._event("progress", self.connection.decision, flags=flags, at=now))
 
     def record_close(self, now: float, reason: str) -> None:
         self.account()
-        event = self._event("close", self.connection.decision, close_reason=reason, **self._sums(now))
-        self._recorder.always(event)
+        self._recorder.always(self._event("close", self.connection.decision, close_reason=reason, at=now))
 
-    def _sums(self, now: float) -> dict[str, Any]:
-        relay = self.relay
-        return {
-            "duration_ms": round((now - self.began) * 1000),
-            "bytes_up": relay.bytes_up if relay else 0,
-            "bytes_down": relay.bytes_down if relay else 0,
-        }
+    def _event(
+        self,
+        kind: EventKind,
+        decision: Decision,
+        *,
+        flags: tuple[str, ...] = (),
+        close_reason: str = "",
+        at: float | None = None,
+        sent: int = 0,
+    ) -> Event:
+        """``at`` (on the event loop's clock) where the event says what has moved by then; ``sent`` in place of that.
 
-    def _event(self, kind: EventKind, decision: Decision, *, flags: tuple[str, ...] = (), **fields: Any) -> Event:
-        connection = self.connection
-        if self._accounted and connection.state.over_budget(self.host):
+        Made in one go, and not by `Recorder.event`: every connection has two.
+        """
+        connection, recorder, relay = self.connection, self._recorder, self.relay
+        state, hello, name = connection.state, connection.hello, connection.name
+        link = state.link
+        if self._accounted and state.over_budget(self.host):
             flags += ("bytes_up",)
-        hello = connection.hello
-        source = "ip" if not connection.name else "dns" if connection.protocol == "icmp" else "sni"
-        return self._recorder.event(
+        moved = at is not None and relay is not None
+        return Event(
             kind,
-            connection.state,
+            recorder.now(),
+            0,
+            recorder.gateway,
+            link.identity,
             connection.protocol,
-            decision,
+            decision.verdict,
+            decision.reason,
             conn=self.id,
-            host=connection.name or "",
-            host_source=source,
+            host=name or "",
+            host_source="ip" if not name else "dns" if connection.protocol == "icmp" else "sni",
             port=connection.port,
             orig_dst=connection.address,
             resolved=self.resolved,
+            mode=link.policy.mode,
+            would_block=decision.would_block,
+            rule=decision.rule,
+            policy=state.policy.digest,
+            generation=link.generation,
             flags=(*decision.flags, *connection.flags, *flags),
             tls=hello.facts() if hello is not None and kind == "open" else {},
-            **fields,
+            bytes_up=relay.bytes_up if relay is not None and moved else sent,
+            bytes_down=relay.bytes_down if relay is not None and moved else 0,
+            duration_ms=round((at - self.began) * 1000) if at is not None else 0,
+            close_reason=close_reason,
         )

@@ -20,6 +20,9 @@ What follows the hello (early data) isn't looked at.
 from __future__ import annotations
 
 import re
+import struct
+from collections.abc import Callable
+from functools import lru_cache
 
 import msgspec
 
@@ -30,6 +33,9 @@ MAX_WIRE = MAX_MESSAGE + 4 + 5 * MAX_RECORDS
 
 _RECORD_HEADER = 5
 _MAX_FRAGMENT = 16_384
+
+_SHORT = 64
+_EXTENSION = struct.Struct("!HH")
 
 _SERVER_NAME = 0x0000
 _ALPN = 0x0010
@@ -69,10 +75,12 @@ class Hello(msgspec.Struct, frozen=True):
     def facts(self) -> dict[str, str | int]:
         """What the ledger's ``tls`` field says."""
         facts: dict[str, str | int] = {"hello_bytes": self.size, "records": self.records}
-        for key in ("alpn", "versions", "pq_group"):
-            value = getattr(self, key)
-            if value:
-                facts[key] = value
+        if self.alpn:
+            facts["alpn"] = self.alpn
+        if self.versions:
+            facts["versions"] = self.versions
+        if self.pq_group:
+            facts["pq_group"] = self.pq_group
         if self.ech:
             facts["ech"] = "present"
         return facts
@@ -104,7 +112,10 @@ class HelloReader:
         self._records = 0
 
     def feed(self, data: bytes) -> Result | None:
+        fresh = not self.data
         self.data += data
+        if fresh and (message := _usual(data)):
+            return parse_message(message, allow_ech=self._allow_ech)
         try:
             return self._read()
         except _Refused as refused:
@@ -149,6 +160,17 @@ class HelloReader:
             raise _Refused("not_client_hello")
 
 
+def _usual(data: bytes) -> bytes:
+    """The message of a client whose first read gave one record with exactly one hello in it; nothing for any other."""
+    if len(data) < 9 or data[0] != 0x16 or data[1] != 3 or data[2] > 4 or data[5] != 1:
+        return b""
+    length = data[3] << 8 | data[4]
+    end = _RECORD_HEADER + length
+    if length > _MAX_FRAGMENT or end > len(data) or (data[6] << 16 | data[7] << 8 | data[8]) != length - 4:
+        return b""
+    return data[_RECORD_HEADER:end]
+
+
 def _check_header(buffer: bytearray, at: int, rest: int, *, first: bool) -> None:
     if rest > 0 and buffer[at] != 0x16:
         raise _Refused("not_tls" if first else "interleaved_record")
@@ -173,7 +195,7 @@ def parse_message(message: bytes, *, records: int = 1, allow_ech: bool = False) 
         return _parse(message, records, allow_ech)
     except _Refused as refused:
         return Invalid(str(refused))
-    except IndexError:
+    except (IndexError, struct.error):
         return Invalid("malformed")
 
 
@@ -206,10 +228,11 @@ def _parse(message: bytes, records: int, allow_ech: bool) -> Hello:
 
 def _extensions(message: bytes, at: int, end: int) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
+    header = _EXTENSION.unpack_from
     while at < end:
-        kind = message[at] << 8 | message[at + 1]
+        kind, size = header(message, at)
         start = at + 4
-        at = start + (message[at + 2] << 8 | message[at + 3])
+        at = start + size
         if at > end:
             raise _Refused("extension_length")
         if kind in found:
@@ -228,8 +251,8 @@ def _judge(extensions: dict[int, bytes], size: int, records: int, allow_ech: boo
         size,
         records,
         ech,
-        _alpn(extensions.get(_ALPN)),
-        _versions(extensions.get(_SUPPORTED_VERSIONS, b"")),
+        _list_of(_alpn, extensions.get(_ALPN)),
+        _list_of(_versions, extensions.get(_SUPPORTED_VERSIONS)),
         _pq_group(extensions.get(_KEY_SHARE, b"")),
     )
 
@@ -244,10 +267,15 @@ def _server_name(body: bytes) -> str:
         raise _Refused("server_name_length")
     if length < len(body) - 5:
         raise _Refused("several_names")
-    name, reason = host_name(body[5:])
+    name, reason = _known_name(body[5:]) if length <= 254 else host_name(body[5:])
     if name is None:
         raise _Refused(reason)
     return name
+
+
+@lru_cache(maxsize=1024)
+def _known_name(raw: bytes) -> tuple[str | None, str]:
+    return host_name(raw)
 
 
 def host_name(raw: bytes) -> tuple[str | None, str]:
@@ -271,9 +299,19 @@ def _why_not(raw: bytes) -> str:
     return "name_labels"
 
 
-def _alpn(body: bytes | None) -> str:
+def _list_of(read: Callable[[bytes], str], body: bytes | None) -> str:
+    """What ``read`` makes of an extension's body; a client's are the same each time, so what it made of short ones is kept."""
     if body is None:
         return ""
+    return _kept(read, body) if len(body) <= _SHORT else read(body)
+
+
+@lru_cache(maxsize=256)
+def _kept(read: Callable[[bytes], str], body: bytes) -> str:
+    return read(body)
+
+
+def _alpn(body: bytes) -> str:
     names: list[str] = []
     at, end = 2, len(body)
     if end < 4 or body[0] << 8 | body[1] != end - 2:

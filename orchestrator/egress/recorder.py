@@ -40,7 +40,7 @@ class Recorder:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger = ledger
-        self._gateway = gateway
+        self.gateway = gateway
         self._clock = clock
         self._monotonic = monotonic
         self._buckets: dict[str, Bucket] = {}
@@ -57,9 +57,9 @@ class Recorder:
             policy = {"mode": link.policy.mode, "policy": state.policy.digest, "generation": link.generation}
         return Event(
             event=kind,
-            ts=round(self._clock(), 3),
+            ts=self.now(),
             seq=0,
-            gateway=self._gateway,
+            gateway=self.gateway,
             who=NOBODY if state is None else state.link.identity,
             protocol=protocol,
             verdict=decision.verdict,
@@ -69,6 +69,10 @@ class Recorder:
             **policy,
             **fields,
         )
+
+    def now(self) -> float:
+        """An event's ``ts``: seconds since the epoch, to the millisecond."""
+        return round(self._clock(), 3)
 
     def always(self, event: Event) -> None:
         """Record ``event`` on a line of its own."""

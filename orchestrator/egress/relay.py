@@ -106,15 +106,24 @@ class _Way:
         self._relay = relay
         self._source = source
         self._target = target
-        self._left = memoryview(head)
+        self._left: bytes | memoryview = head
         self._pipe: tuple[int, int] | None = None
         self._in_pipe = 0
         self._bulk = False
         self._short = False
         """The last piece was all there was."""
 
+    def begin(self) -> None:
+        """Give the target its head; nothing is there to be read yet."""
+        try:
+            self._drain()
+        except OSError as error:
+            self._relay.fail(error)
+
     def stop(self) -> None:
+        """Move nothing more.  The relay isn't asked any more, so what the two hold of each other can go at once."""
         self.done = True
+        del self._relay
         if self._pipe is not None:
             discard(self._pipe)
             self._pipe = None
@@ -158,7 +167,7 @@ class _Way:
         self._short = len(data) < COPY_BYTES
         if self.first or self.hello is not None:
             return len(self._inspected(data))
-        self._left = memoryview(data)
+        self._left = data
         self._bulk = len(data) >= SMALL and self.moved + len(data) >= COPY_BYTES
         return len(data)
 
@@ -186,19 +195,20 @@ class _Way:
                 return data
             held, self.hello = self.hello.data, None
             if same:
-                self._left = memoryview(bytes(held))
+                self._left = bytes(held)
             else:
                 self._relay.abort("sni_changed")
             return data
-        self._left = memoryview(data)
+        self._left = data
         return data
 
     def _drain(self) -> bool:
         """Give the target what was taken; False where it can't take all of it now."""
         try:
             while self._left:
-                sent = self._target.send(self._left)
-                self._left = self._left[sent:]
+                # The end follows at once where the source has sent its last: both go in one segment.
+                sent = self._target.send(self._left, socket.MSG_MORE if self.hung_up else 0)
+                self._left = memoryview(self._left)[sent:] if sent < len(self._left) else b""
                 self._count(sent)
             while self._in_pipe and self._pipe:
                 sent = os.splice(self._pipe[0], self._target.fileno(), self._in_pipe, flags=_SPLICE_FLAGS)
@@ -224,6 +234,10 @@ class _Way:
             return
         with contextlib.suppress(OSError):
             self._target.shutdown(socket.SHUT_WR)
+
+
+def _nobody(_reason: str) -> None:
+    """Whom a relay tells that is over."""
 
 
 class Relay:
@@ -270,7 +284,7 @@ class Relay:
         if client & READABLE:
             self._up.move()
         else:
-            self._up.flush()
+            self._up.begin()
         if upstream & READABLE:
             self.upstream_ready(upstream)
 
@@ -283,6 +297,8 @@ class Relay:
             self._down.flush()
 
     def upstream_ready(self, events: int) -> None:
+        if self._over:
+            return
         if events & ENDED:
             self._down.hung_up = True
         if events & READABLE:
@@ -318,4 +334,5 @@ class Relay:
         self._over = True
         self._up.stop()
         self._down.stop()
-        self._finished(reason)
+        finished, self._finished = self._finished, _nobody
+        finished(reason)

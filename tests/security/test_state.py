@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
 
+import dns.message
 import msgspec
 import pytest
 from ulid import ULID
@@ -222,6 +225,59 @@ def test_row_58_killed_again_and_again_it_loses_no_line(lab: Lab, attacker: Mach
 def attempt(machine: Machine) -> None:
     with contextlib.suppress(OSError):
         machine.send(ALLOWED, hello(b"evil.example"))
+
+
+def test_row_58_a_policy_that_cannot_be_read_opens_nothing(lab: Lab, attacker: Machine, neighbour: Machine) -> None:
+    file = lab.folder / "run" / "links" / f"{attacker.tap}.json"
+    whole = file.read_bytes()
+    try:
+        for broken in (b"", whole[: len(whole) // 2], whole.replace(b'"enforce"', b'"open"')):
+            file.write_bytes(broken)
+            reply = lab.ask("apply", attacker.tap)
+            assert not reply.ok
+            assert attacker.get(ALLOWED, "allowed.example").startswith(
+                ALLOWED.encode()
+            )  # by the policy that was in force
+            assert attacker.refused(ATTACKER, hello(b"evil.example"))
+        lab.kill_gateway()
+        lab.start_gateway()  # which knows nothing but the files
+        with lab.nothing_leaves():
+            assert attacker.refused(ALLOWED, hello(NAME))
+            with attacker.socket(kind=socket.SOCK_DGRAM) as udp:
+                udp.settimeout(0.5)
+                udp.connect((ATTACKER, 53))
+                udp.send(dns.message.make_query("allowed.example", "A").to_wire())
+                with pytest.raises(OSError, match=r"timed out|refused"):
+                    udp.recv(1000)
+        assert neighbour.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
+    finally:
+        lab.apply(attacker, standard())
+    assert attacker.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
+
+
+def test_row_58_the_wall_needs_no_agent(lab: Lab, attacker: Machine) -> None:
+    """The rules are the kernel's and the policy the gateway's: a process that installs both may die right after."""
+    program = (
+        "import os, signal, sys\n"
+        "from orchestrator.host.links import make_namespace\n"
+        "from orchestrator.host.nft import LibNft\n"
+        "from orchestrator.host.ruleset import Limits, Listeners, VmRules\n"
+        "from orchestrator.host.wall import Wall\n"
+        "thread = make_namespace(sys.argv[1])\n"
+        "wall = Wall(thread, thread.call(LibNft), Listeners(10443, 10022, 10053, 5, 6))\n"
+        "wall.install(VmRules(sys.argv[2], sys.argv[3], sys.argv[4], Limits()))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    slot = attacker.slot
+    argv = [sys.executable, "-c", program, lab.settings.netns, attacker.tap, slot.guest_ip, slot.gateway_ip]
+    assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
+    try:
+        assert attacker.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
+        with lab.nothing_leaves():
+            assert attacker.refused(ATTACKER, hello(b"evil.example"))
+            assert attacker.refused(ATTACKER, b"x", 4444)
+    finally:
+        lab.install(attacker, standard())
 
 
 def test_row_59_another_program_flushes_nftables(lab: Lab, attacker: Machine, neighbour: Machine) -> None:
