@@ -76,15 +76,16 @@ class Rooms:
     def place(self, machine: MachineClass, *, avoid: Iterable[str] = (), near: Iterable[str] = ()) -> Placed | Waits:
         """The host for a runner of ``machine``, or why it waits.
 
-        ``avoid``: hosts on which it failed before; one of them is taken all the same where no other could ever hold the
-        class.  ``near``: hosts that are to be taken first where they have room, the best one first.
+        ``avoid``: hosts on which it failed before; one of them is taken all the same where no other will have room,
+        because it is too small, or away, cordoned or in trouble, which can last.  ``near``: hosts that are to be taken first where they have room, the best one first.
         """
         if not self._hosts:
             return Waits("no host has reported yet")
         shunned = frozenset(avoid)
         fits = [host for host in self._hosts.values() if self._why_not(machine, host) is None]
         choice = [host for host in fits if host.name not in shunned]
-        if not choice and all(host.name in shunned for host in self._hosts.values() if _could_ever(machine, host)):
+        others = [host for host in self._hosts.values() if host.name not in shunned]
+        if not choice and not any(_could_ever(machine, host) and _closed(machine, host) is None for host in others):
             choice = fits
         if not choice:
             return Waits(self._explain(machine, shunned))

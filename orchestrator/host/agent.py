@@ -35,7 +35,6 @@ from orchestrator.host.record import Record
 from orchestrator.host.ship import Lag
 from orchestrator.host.steps import bound_order, carry_out, fail
 from orchestrator.host.watch import Watch, wall_broken
-from orchestrator.system.files import write_atomic
 from orchestrator.system.log import hide
 
 log = structlog.get_logger()
@@ -45,6 +44,8 @@ LOOK_S = 1.0
 """How often libvirt is asked for its domains, beside the events that it sends."""
 SWEEP_S = 10.0
 ORPHAN_S = 60.0
+DRIFT_SHOWN_S = 120.0
+"""A packet filter that another program changed is a problem for so long after it was restored: no VM is started meanwhile."""
 _THREADS = 32
 
 
@@ -63,10 +64,12 @@ class Agent:
         self._wishes: dict[str, DesiredRunner] = {}
         self._missing_since: dict[str, float] = {}
         self._generation = -1
+        self._desired = b""
         self._problems: dict[str, Failure] = {}
         self._orphans: dict[str, float] = {}
         self._orphan_taps: dict[str, float] = {}
         self._looked_at = self._swept_at = self._adopt_at = 0.0
+        self._drifted_at = 0.0
         self._adopted = False
         self._informed = False
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="step")
@@ -105,7 +108,8 @@ class Agent:
             self._informed = True
             if changed:
                 clean = msgspec.structs.replace(desired, runners=tuple(map(without_secret, desired.runners)))
-                write_atomic(self.parts.paths.desired, msgspec.json.encode(clean))
+                self._desired = msgspec.json.encode(clean)
+                self._keep_desired()
         if changed:
             self.changed()
         self.wake.set()
@@ -194,8 +198,12 @@ class Agent:
             self.problem(wall_broken(error))
             return
         self._clear_problem("wall-broken")
+        now = self.parts.clock()
         if problem is not None:
+            self._drifted_at = now
             self.problem(problem)
+        elif now - self._drifted_at >= DRIFT_SHOWN_S:
+            self._clear_problem("wall-drifted")
 
     def observe(self) -> Observed:
         parts = self.parts
@@ -248,8 +256,21 @@ class Agent:
             self.changed()
 
     def _standing_problems(self) -> tuple[Failure, ...]:
-        found = [self.choice.problem, device_problem(), self._erase_problem]
+        found = [self.choice.problem, device_problem(), self._erase_problem, self._unwritable()]
         return tuple(failure for failure in found if failure is not None)
+
+    def _unwritable(self) -> Failure | None:
+        error = self.parts.records.unwritable
+        return None if error is None else Failure(error.code, error.message, error.remedy)
+
+    def _keep_desired(self) -> None:
+        """Without it a later agent wouldn't know what is wished before it hears so: no reason to end this one."""
+        if not self._desired:
+            return
+        try:
+            self.parts.records.write(self.parts.paths.desired, self._desired)
+        except HostError as error:
+            log.warning("desired_unsaved", error=error.message)
 
     def _turn_runner(self, ulid: str, now: float) -> None:
         want, runner = self._wishes.get(ulid), self._runners.get(ulid)
@@ -262,10 +283,11 @@ class Agent:
             if (want is not None and want.wish == "gone") or missing_s > ORPHAN_S:
                 runner.cancel.set()
             return
+        # Whatever is to be done next: a step that tells the guest something can't be done before.
+        self._keep_channel(runner)
         hello_s = HELLO_S if self.choice.accelerator == "kvm" else 0.0
         step = next_step(want, runner.record if runner else None, _situation(runner, missing_s, hello_s), now)
         if step.verb == "keep":
-            self._keep_channel(runner)
             return
         if step.verb == "forget":
             self._runners.pop(ulid, None)
@@ -382,6 +404,9 @@ class Agent:
 
     def _sweep(self, now: float) -> None:
         self._capacity = capacity_of(self.parts.settings, self.parts.paths)
+        if self.parts.records.unwritable is not None:
+            self._keep_desired()
+            self.changed()
         if not self._informed:
             return
         try:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
+import structlog
 
+from orchestrator.core.errors import HostError
 from orchestrator.core.link import Limits, Link
 from orchestrator.core.names import Names, names_of
 from orchestrator.core.policy import compile_policy
@@ -24,6 +26,8 @@ from orchestrator.host.record import Record, Records
 from orchestrator.host.ruleset import VmRules
 from orchestrator.host.slots import Slot, Slots
 from orchestrator.host.wall import Firewall
+
+log = structlog.get_logger()
 
 
 @dataclass
@@ -78,12 +82,15 @@ class Runner:
         with self.lock:
             if not self.record.mark(mark, parts.clock()):
                 return
-            parts.records.save(self.record)
-        parts.changed()
+        self.save(parts)
 
     def save(self, parts: Parts) -> None:
-        with self.lock:
-            parts.records.save(self.record)
+        """Keep the record.  With no room for it the VM goes on: what is known in memory is written with the next change."""
+        try:
+            with self.lock:
+                parts.records.save(self.record)
+        except HostError as error:
+            log.warning("record_unsaved", runner=self.record.id, error=error.message)
         parts.changed()
 
 

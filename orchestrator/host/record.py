@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from orchestrator.core.errors import HostError
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import names_of, ulid_of
 from orchestrator.core.wire import Failure, GuestClaim, Mark, ObservedRunner, Proof, VmState
@@ -77,9 +78,28 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.unwritable: HostError | None = None
+        """Why the last write failed; None where it didn't."""
 
     def save(self, record: Record) -> None:
-        write_atomic(self._path(record.id), msgspec.json.encode(record))
+        """Raises HostError (``state-unwritable``) where it can't be kept."""
+        self.write(self._path(record.id), msgspec.json.encode(record))
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Anything of the agent's state.  Raises HostError (``state-unwritable``)."""
+        try:
+            self._write(path, data)
+        except OSError as error:
+            self.unwritable = HostError(
+                f"can't keep what is known of VMs: {error}",
+                code="state-unwritable",
+                remedy="Make room on the disk of host.state_dir; VMs that run go on, and none is started until then.",
+            )
+            raise self.unwritable from error
+        self.unwritable = None
+
+    def _write(self, path: Path, data: bytes) -> None:
+        write_atomic(path, data)
 
     def forget(self, ulid: str) -> None:
         self._path(ulid).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -263,8 +264,7 @@ def test_a_policy_that_changes_in_the_middle_of_a_job_is_put_in_force(host):
     host.wish(policy=JOBS, generation=2, bound=True)
     host.until(lambda: "steps_released" in host.seen().marks)
     host.wish(policy=BASELINE, generation=3, bound=True)
-    host.until(lambda: host.seen().generation == 3)
-    assert host.wall.present().ranges == frozenset()
+    host.until(lambda: host.seen().generation == 3 and not host.wall.present().ranges)
 
 
 def test_a_job_that_gets_no_policy_is_told_why(host):
@@ -661,6 +661,46 @@ def test_libvirt_away_is_a_problem_and_no_reason_to_end_anything(host):
     host.hypervisor.fail_with = None
     host.pass_time(1.1)
     assert not [problem for problem in host.agent.observe().problems if problem.code == "libvirt-away"]
+
+
+def test_a_job_that_waits_for_its_policy_gets_it_from_the_next_agent_too(host):
+    """Its channel is opened whatever is to be done: the step that tells it fails for as long as that is closed."""
+    host.in_a_job()
+    host.talk.open.clear()
+    host.boot()
+    host.wish(policy=JOBS, generation=2, bound=True)
+    host.until(lambda: "steps_released" in host.seen().marks)
+    assert isinstance(host.talk.said[-1][1], guest.Bound)
+
+
+def test_a_full_disk_ends_no_agent_and_is_said(host, monkeypatch):
+    host.in_a_job()
+
+    def full(_path, _data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(host.parts.records, "_write", full)
+    host.wish(policy=JOBS, generation=2, bound=True)
+    host.wish(TWO)
+    host.until(lambda: (seen := host.seen(TWO)) is not None and seen.proof is not None)
+    assert host.seen(TWO).failure.code == "state-unwritable"
+    assert "state-unwritable" in [problem.code for problem in host.agent.observe().problems]
+    assert host.hypervisor.state(names_of(ONE).domain) == "running"
+    assert host.hypervisor.state(names_of(TWO).domain) is None
+    monkeypatch.undo()
+    host.pass_time(11)
+    assert "state-unwritable" not in [problem.code for problem in host.agent.observe().problems]
+    host.until(lambda: "steps_released" in host.seen().marks)
+    assert msgspec.json.decode(host.paths.desired.read_bytes(), type=Desired).generation == host.generation
+
+
+def test_a_wall_that_was_restored_is_no_problem_for_ever(host):
+    host.running()
+    host.wall.flush()
+    host.agent.check_wall()
+    host.clock.now += agent_module.DRIFT_SHOWN_S
+    host.agent.check_wall()
+    assert "wall-drifted" not in [problem.code for problem in host.agent.observe().problems]
 
 
 def test_a_flushed_wall_is_reported_and_restored(host):
