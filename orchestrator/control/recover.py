@@ -71,9 +71,14 @@ def _scopes(world: World, installation: Installation, seen: ObservedRunner) -> l
 
 
 async def _look(github: GitHub, scope: RunnerScope, name: str) -> GitHubRunner | None:
+    """The runner of that name.  Raises `GitHubFailure` where GitHub doesn't say: of an organisation it must, but a
+    repository that a guest claims may be none of ours.
+    """
     try:
         return await github.find_runner(scope, name)
-    except (Missing, Refused):
+    except Refused:
+        if scope.org:
+            raise
         return None
 
 
