@@ -50,7 +50,7 @@ class City:
         self.kills = 0
         self.deadly = 0.0
         """Chance that a process that starts has a death in store for it."""
-        self.control_away = False
+        self.control_away = self.api_away = False
         self.archive_full = False
         self.taken: dict[int, list[str]] = {}
         """Job to the runners that acquired it."""
@@ -176,6 +176,10 @@ class City:
         self.control_away = False
         for process in (self.api, self.worker):
             self.loop.call_later(self.rng.uniform(0.5, 40.0), process.begin)
+
+    def api_back(self) -> None:
+        self.api_away = False
+        self.api.begin()
 
     @property
     def locks_could_run_out(self) -> bool:

@@ -43,10 +43,6 @@ class Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jump.passed
 
-    def block(self, seconds: float) -> None:
-        """Somebody holds everything up for so long."""
-        self._jump.passed += seconds
-
     def run_in_executor(self, _executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         """At once, in this thread."""
         done = self.create_future()
@@ -68,7 +64,15 @@ def install(loop: Loop) -> None:
         def now(cls, tz: dt.tzinfo | None = None) -> Any:
             return dt.datetime.fromtimestamp(now(), tz)
 
-    time.time, time.monotonic, time.sleep = now, loop.time, loop.block  # type: ignore[assignment]
+    waited = 0.0
+
+    def sleep(seconds: float) -> None:
+        """A thread waits; the others, of which it would be one, go on, so time doesn't pass for them."""
+        nonlocal waited
+        waited += seconds
+
+    time.time, time.sleep = now, sleep  # type: ignore[assignment]
+    time.monotonic = lambda: loop.time() + waited  # type: ignore[assignment]
     for module in _readers_of_dates():
         module.datetime = Virtual  # type: ignore[attr-defined]
 

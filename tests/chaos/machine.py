@@ -28,6 +28,7 @@ from orchestrator.host.accelerator import Choice
 from orchestrator.host.agent import Agent
 from orchestrator.host.domain_xml import DomainSpec
 from orchestrator.host.fakes import FakeGateway, FakeHypervisor, FakeWall, FakeWires
+from orchestrator.host.hypervisor import Ended
 from orchestrator.host.images import LocalImage, Manifest
 from orchestrator.host.parts import Parts
 from orchestrator.host.paths import HostPaths, host_paths, make_folders
@@ -60,6 +61,11 @@ class Hypervisor(FakeHypervisor):
     def resume(self, name: str) -> None:
         super().resume(name)
         self._machine.runs(name)
+
+    def on_end(self, ended: Ended) -> None:
+        """The agent hears of it in its own process, and may die of it there."""
+        mortal = self._machine.mortal
+        super().on_end(lambda name, why: self._machine.does(mortal, lambda: ended(name, why)))
 
     def let_go(self) -> None:
         """Whoever listened to events is dead."""
@@ -129,10 +135,13 @@ class GuardedRecords(Records):
 
     def save(self, record: Record) -> None:
         self._mortal.point("record")
-        if self._machine.disk_full:
-            raise OSError(errno.ENOSPC, "No space left on device")
         super().save(record)
         self._mortal.point("record")
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if self._machine.disk_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super()._write(path, data)
 
     def forget(self, ulid: str) -> None:
         self._mortal.point("record")
@@ -212,8 +221,9 @@ class Machine:
             talk=Talk(self, mortal),
         )
         agent = Agent(parts, Choice("kvm", "it is said so"))
-        agent._pool.shutdown()
-        agent._pool = Steps(self, mortal)
+        for pool in (agent._pool, agent._ends):
+            pool.shutdown()
+        agent._pool = agent._ends = Steps(self, mortal)
         self.agent = agent
         self._guarded(mortal, agent.begin)
         self._tasks = [asyncio.ensure_future(loop(mortal, agent)) for loop in (self._turn, self._wish, self._tell)]
@@ -289,8 +299,6 @@ class Machine:
 
     def _take(self, agent: Agent, desired: Desired) -> None:
         self.mortal.point("wished")
-        if self.disk_full:
-            raise OSError(errno.ENOSPC, "No space left on device")
         agent.wished(desired)
         self.mortal.point("wished")
 

@@ -22,7 +22,7 @@ KEPT_KEYS = frozenset(
     f"t:{name}"
     for name in (
         "counters", "jobs:done", "jobs:done:at", "runners:gone", "runners:gone:at", "sightings", "desired", "desired:sums",
-        "policies", "policies:of", "fence", "known", "dead", "hint", "redelivery", "repos:active", "repos:searched", "inbox",
+        "policies", "policies:of", "repos:served", "fence", "known", "dead", "hint", "redelivery", "repos:active", "repos:searched", "inbox",
     )
 )  # fmt: skip
 """What Redis holds of a system at rest; ``seen:``, ``foreign:`` and ``jobs:said:`` go by themselves."""
@@ -89,7 +89,8 @@ class Oracle:
                 story = [(round(m.at - job.created_at), m.what, m.detail) for m in record.job.story] if record else None
                 had = self.city.taken.get(job.id, [])
                 loss = self.city.losses.get(job.id)
-                wrong.append(f"job {job.id} {kind}: {job.status} {job.conclusion}, had {had}, lost to {loss}: {story}")
+                state = f"{job.status} {job.conclusion} assigned to {job.runner.name if job.runner else None}"
+                wrong.append(f"job {job.id} {kind}: {state}, had {had}, lost to {loss}: {story}")
         return kinds, wrong
 
     async def _end_of(self, job: Job) -> str:

@@ -61,7 +61,7 @@ class Api(httpx.AsyncBaseTransport):
             self.city.died("api", self.begin)
 
     def begin(self) -> None:
-        if not self.running and not self.city.control_away:
+        if not self.running and not self.city.control_away and not self.city.api_away:
             self.start()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -187,6 +187,15 @@ def _control_away(city: City, rng: random.Random) -> None:
     city.loop.call_later(rng.choice((60.0, 300.0, 3600.0)), city.control_back)
 
 
+def _api_away(city: City, rng: random.Random) -> None:
+    """The API alone, while the worker goes on: hosts and GitHub reach nobody."""
+    city.used["api-away"] += 1
+    city.api_away = True
+    if city.api.running:
+        city.api.kill()
+    city.loop.call_later(rng.choice((30.0, 250.0, 700.0)), city.api_back)
+
+
 def _stolen(city: City, rng: random.Random) -> None:
     queued = [job for job in city.github.state.jobs.values() if job.status == "queued" and job.runner is None]
     if queued:
@@ -210,5 +219,6 @@ HOST_FAULTS = {
     "redis-emptied": _emptied,
     "archive-full": _archive,
     "control-away": _control_away,
+    "api-away": _api_away,
     "job-stolen": _stolen,
 }

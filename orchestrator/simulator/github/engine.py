@@ -343,14 +343,16 @@ class Engine:
     def expire(self) -> None:
         """What time brings about: locks run out, offers lapse, registrations that were never used go."""
         now = self.state.now()
+        for runner in self.state.runners.values():
+            waits = runner.job is None or runner.job.status == "queued"
+            if runner.session is not None and waits and now > runner.session.polled_at + OFFLINE_S:
+                runner.session.polled_at = 0.0
         for job in list(self._open.values()):
             if job.status == "in_progress" and now > job.locked_until:
                 self.complete(job, "cancelled" if job.cancel_requested else "failure")
             elif job.status == "queued" and job.assigned_at is not None and now > job.assigned_at + self.acquire_s:
                 self._unassign(job)
         for runner in list(self.state.runners.values()):
-            if runner.session is not None and runner.job is None and now > runner.session.polled_at + OFFLINE_S:
-                runner.session.polled_at = 0.0
             if runner.session is None and runner.job is None and now > runner.created_at + NEVER_CONNECTED_S:
                 self._forget(runner)
 

@@ -75,5 +75,10 @@ def test_a_host_on_which_it_failed_is_avoided_while_another_could_hold_it() -> N
     assert place(SMALL, [host("a"), host("b")], avoid=["a"]) == Placed("b")
     assert isinstance(place(SMALL, [host("a"), host("b", taken=(SMALL,) * 4)], avoid=["a"]), Waits)
     assert place(SMALL, [host("a")], avoid=["a"]) == Placed("a")
-    for trouble in ({"alive": False}, {"cordoned": True}, {"refuses": "reports a broken wall"}, {"images": frozenset()}):
+    for trouble in (
+        {"alive": False},
+        {"cordoned": True},
+        {"refuses": "reports a broken wall"},
+        {"images": frozenset()},
+    ):
         assert place(SMALL, [host("a"), host("b", **trouble)], avoid=["a"]) == Placed("a"), "b may be so for ever"
