@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
 
 import msgspec
+import zstandard
 
+from orchestrator.audit import days
 from orchestrator.core.errors import UserError
 from orchestrator.core.flow import Event
 from orchestrator.surface.api_client import ApiClient
 
 PAGE = 10_000
-_NAMES = ("*.jsonl", "*.jsonl.gz")
+_NAMES = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst")
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -51,28 +52,26 @@ def from_control(client: ApiClient, wanted: Wanted) -> Iterator[Event]:
 
 
 def from_files(path: Path, wanted: Wanted) -> Iterator[Event]:
-    """Of a file of events (JSON lines, gzipped or not), or of all such files below a folder.
+    """Of a file of events (JSON lines, compressed or not), or of all below a folder: a host's ledger, or the record.
 
     Lines that aren't events (checkpoints, a torn end) are passed over.  Raises UserError where there is no file, or no
     event in any.
     """
     decoder = msgspec.json.Decoder(Event)
     read = 0
-    for file in _files(path):
-        try:
-            with _opened(file) as lines:
-                for line in lines:
-                    try:
-                        event = decoder.decode(line)
-                    except msgspec.MsgspecError:
-                        continue
-                    read += 1
-                    if wanted.takes(event):
-                        yield event
-        except (OSError, EOFError) as error:
-            raise UserError(
-                f"cannot read {file}: {error}", code="file-unreadable", remedy="Name a file that can be read."
-            ) from error
+    try:
+        for line in _lines(path):
+            try:
+                event = decoder.decode(line)
+            except msgspec.MsgspecError:
+                continue
+            read += 1
+            if wanted.takes(event):
+                yield event
+    except (OSError, EOFError, zstandard.ZstdError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}", code="file-unreadable", remedy="Name a file that can be read."
+        ) from error
     if not read:
         raise UserError(
             f"there is no event in {path}",
@@ -81,11 +80,22 @@ def from_files(path: Path, wanted: Wanted) -> Iterator[Event]:
         )
 
 
-def _files(path: Path) -> list[Path]:
+def _lines(path: Path) -> Iterator[bytes]:
     if not path.is_dir():
-        return [path]
-    return sorted({file for name in _NAMES for file in path.rglob(name)})
+        yield from _of_file(path)
+        return
+    for folder in [path, *sorted(below for below in path.rglob("*") if below.is_dir())]:
+        known = days.days(folder)
+        for day in known:
+            yield from days.lines(folder, day)
+        for file in sorted({file for name in _NAMES for file in folder.glob(name)}):
+            if file.name.partition(".")[0] not in known or file.suffix == ".gz":
+                yield from _of_file(file)
 
 
-def _opened(file: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
+def _of_file(file: Path) -> Iterator[bytes]:
+    if file.suffix == ".gz":
+        with gzip.open(file, "rb") as lines:
+            yield from lines
+    else:
+        yield from (line.data for line in days.read(file))

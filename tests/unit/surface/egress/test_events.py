@@ -11,11 +11,14 @@ import pytest
 from fastapi import FastAPI, Request
 
 from orchestrator import audit
+from orchestrator.audit.engine import Engine
+from orchestrator.audit.seal import seal_all
+from orchestrator.core.errors import UserError
 from orchestrator.core.flow import Event, Identity
 from orchestrator.core.wire import LedgerBatch
 from orchestrator.surface.api_client import ApiClient
 from orchestrator.surface.egress import events as loader
-from orchestrator.surface.egress.events import Wanted, from_control
+from orchestrator.surface.egress.events import Wanted, from_control, from_files
 
 
 def event(seq: int, repo: str) -> Event:
@@ -54,3 +57,24 @@ def test_every_event_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mine = Wanted(repo="acme/app", since=1_700_000_010.0, until=1_700_000_020.0)
     assert {one.seq for one in from_control(client, mine)} == {10, 11, 13, 14, 16, 17, 19}
     assert list(from_control(client, Wanted(repo="no/body"))) == []
+
+
+def test_the_record_is_read_with_its_sealed_days(tmp_path: Path) -> None:
+    now = [1_700_000_100.0]
+    ledger = audit.Ledger(tmp_path, clock=lambda: now[0])
+    events = [event(seq, "acme/app") for seq in range(1, 9)]
+    lines = [msgspec.json.encode(one).decode() for one in events]
+    asyncio.run(ledger.receive(LedgerBatch("h1", 1, tuple(lines[:5]))))
+    now[0] += 2 * 86400.0
+    engine = Engine(tmp_path)
+    seal_all(tmp_path, engine, now[0])
+    engine.close()
+    asyncio.run(ledger.receive(LedgerBatch("h1", 6, tuple(lines[5:]))))
+    assert sorted(path.suffix for path in (tmp_path / "h1").glob("*.jsonl*")) == [".jsonl", ".zst"]
+    assert list(from_files(tmp_path, Wanted())) == events
+    assert list(from_files(tmp_path / "h1", Wanted())) == events
+    (sealed,) = (tmp_path / "h1").glob("*.zst")
+    assert list(from_files(sealed, Wanted())) == events[:5]
+    sealed.write_bytes(sealed.read_bytes()[:50])
+    with pytest.raises(UserError):
+        list(from_files(sealed, Wanted()))
