@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from typer.core import TyperCommand, TyperGroup
@@ -12,6 +13,7 @@ from typer.main import get_command
 
 from orchestrator.surface.cli.app import app
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 ROOT = get_command(app)
 assert isinstance(ROOT, TyperGroup)
 EXAMPLE = re.compile(r"^ *Example[^:\n]*: \[bold\](.+)\[/bold\]$", re.MULTILINE)
@@ -62,7 +64,7 @@ def parsed(argv: list[str]) -> str:
 
 def first_of(example: str) -> list[str]:
     """The words of an example up to a pipe or a redirection."""
-    words = shlex.split(example)
+    words = shlex.split(example, comments=True)
     ends = [number for number, word in enumerate(words) if word in {"|", ">", ">>", "<"}]
     return words[: ends[0]] if ends else words
 
@@ -109,3 +111,35 @@ def test_an_example_with_an_option_that_isnt_there_is_found() -> None:
         parsed(shlex.split("jobs list --nonsense"))
     assert parsed(["audit", "hold", "list", "--json"]) == "audit hold list"
     assert first_of("ironcd audit export --format csv > x.csv") == ["ironcd", "audit", "export", "--format", "csv"]
+
+
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "policies").glob("*.md")]
+    + [*(REPOSITORY / "charts").rglob("*.md")]
+)
+
+
+def shown(page: Path) -> list[str]:
+    """The uses of the command on a page: lines of code blocks, and code within text that has more than a command's name."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(
+        r"`((?:\S*/)?ironcd [^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    )
+    found = [re.sub(r"^(\$ |sudo |# )+", "", line) for line in [*lines, *inline]]
+    return [line for line in found if re.match(r"(?:\S*/)?ironcd [a-z-]", line) and "..." not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_what_a_page_shows_is_what_the_command_takes(page: Path) -> None:
+    wrong = []
+    for line in shown(page):
+        _, *argv = first_of(re.sub(r"\bID\b", "7", line))
+        try:
+            parsed(argv)
+        except Exception as error:  # noqa: BLE001 - click's own, which typer brings in a copy of its own
+            if type(error).__name__ == "MissingParameter" and not any(word.startswith("-") for word in argv):
+                continue  # a command that is named, and not one that is to be typed
+            wrong.append(f"{line}: {type(error).__name__}: {error}")
+    assert wrong == []

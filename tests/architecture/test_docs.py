@@ -124,6 +124,23 @@ def test_commands_in_the_documents_exist() -> None:
     assert unknown == []
 
 
+def test_reasons_that_are_explained_are_reasons_that_there_are() -> None:
+    text = (ROOT / "docs/operations/reading-the-record.md").read_text()
+    table = text.partition("## Reasons")[2].partition("\n## ")[0]
+    words = {
+        word for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for word in re.findall(r"`([a-z_]+)`", row)
+    }
+    assert len(words) > 25
+    parts = {"floor_metadata", "floor_private", "floor_loopback"}  # floor_ and a part of core.floor
+    source = "\n".join(
+        path.read_text()
+        for folder in ("core", "egress", "host")
+        for path in (ROOT / "orchestrator" / folder).glob("*.py")
+    )
+    unknown = [word for word in words - parts if f'"{word}' not in source]
+    assert unknown == []
+
+
 def test_the_diagram_is_the_lifecycles_own() -> None:
     diagrams = re.findall(
         r"^```mermaid\n(.*?)^```", (ROOT / "docs/ARCHITECTURE.md").read_text(), re.DOTALL | re.MULTILINE

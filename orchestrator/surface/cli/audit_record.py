@@ -119,6 +119,8 @@ def verify(
 
     Example: [bold]ironcd audit verify --host metal-1 --since 7d --against /mnt/worm/ironcd --json[/bold]
     """
+    import msgspec
+
     from orchestrator.audit.engine import Engine
     from orchestrator.audit.verify import Ask, verify_all
     from orchestrator.core.errors import UserError
@@ -146,7 +148,8 @@ def verify(
             "machine, or on a copy.",
         )
     if as_json:
-        print_json({"intact": all(report.intact for report in reports), "ledgers": reports})
+        ledgers = [{**msgspec.structs.asdict(report), "intact": report.intact} for report in reports]
+        print_json({"intact": all(report.intact for report in reports), "ledgers": ledgers})
     else:
         for report in reports:
             _show(report)
@@ -280,8 +283,8 @@ def hold_list(*, folder: Folder = None, as_json: AsJson = False) -> None:
     rows = []
     for one in holds:
         fields = msgspec.to_builtins(one)
-        shown = [f"{key}={_time(value) if key in {'since', 'until'} else value}" for key, value in fields.items()]
-        kept = [text for text in shown if not text.startswith(("id=", "reason=", "at="))]
+        asked = {key: value for key, value in fields.items() if value and key not in {"id", "reason", "at"}}
+        kept = [f"{key}={_time(value) if key in {'since', 'until'} else value}" for key, value in asked.items()]
         rows.append((one.id, _time(one.at), one.reason, " ".join(kept) or "everything"))
     print_table(("hold", "since", "reason", "keeps"), rows)
 

@@ -86,6 +86,7 @@ def test_verify_reads_the_hosts_own_folder_and_holds_one_against_the_other(confi
     assert run(monkeypatch, *config, "verify", "--dir", str(hosts.state / "ledger"), "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)["ledgers"]
     assert (report["host"], report["records"], report["checkpoints"]) == ("h1", 9, 3)
+    assert (report["intact"], report["findings"], report["notes"]) == (True, [], [])
     kept = hosts.record / "h1" / "checkpoints.jsonl"
     lines = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(lines[:1]))
@@ -134,6 +135,8 @@ def test_deleting_and_holding(config, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, *config, "hold", "add", "case-1", "--reason", "counsel", "--job", "3") == 0
     assert run(monkeypatch, *config, "hold", "list", "--json") == 0
     assert json.loads(capsys.readouterr().out.partition("\n")[2])[0]["job"] == 3
+    assert run(monkeypatch, *config, "hold", "list") == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "job=3", "and no bounds in time, for it has none"
     assert run(monkeypatch, *config, "retain", "--json") == 0
     (day,) = json.loads(capsys.readouterr().out)["days"]
     assert (day["held"], day.get("egress", 0)) == (6, 0)
