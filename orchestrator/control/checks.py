@@ -13,11 +13,13 @@ import msgspec
 import structlog
 
 from orchestrator.control.github import GitHub, GitHubFailure, Missing, RateLimited, Refused, Unavailable
+from orchestrator.control.groups import Groups
 from orchestrator.control.ingest import class_of, learn
 from orchestrator.control.installations import Installations
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
 from orchestrator.control.records import JobRecord, RunnerRecord
-from orchestrator.control.world import World, scope_of
+from orchestrator.control.renamed import follow_name, present_name
+from orchestrator.control.world import World, registers_under, scope_of
 from orchestrator.core.job import Job
 from orchestrator.core.names import ulid_of
 from orchestrator.core.runner import Withdrawn
@@ -35,8 +37,11 @@ log = structlog.get_logger()
 
 
 class Checks:
-    def __init__(self, world: World, github: GitHub, book: PolicyBook, installations: Installations) -> None:
+    def __init__(
+        self, world: World, github: GitHub, book: PolicyBook, installations: Installations, groups: Groups
+    ) -> None:
         self._world = world
+        self._groups = groups
         self._github = github
         self._book = book
         self._installations = installations
@@ -101,6 +106,11 @@ class Checks:
         world.put_job(msgspec.structs.replace(world.jobs[job.id], checked_at=world.now))
         try:
             seen = await self._github.get_job(job.installation, job.repo, job.id)
+            name = await present_name(self._github, job) if seen is None else ""
+            if name and name != job.repo:
+                follow_name(world, job, name)
+                world.put_job(msgspec.structs.replace(world.jobs[job.id], checked_at=0.0))
+                return
             if seen is None:
                 gone = msgspec.structs.replace(job, state="completed", conclusion="cancelled", completed_at=world.now)
                 seen = msgspec.structs.replace(gone, story=())
@@ -135,6 +145,11 @@ class Checks:
         except (Refused, Missing) as error:
             policy = RefusedPolicy(error.message, error.remedy)
         if not isinstance(policy, RefusedPolicy):
+            forbids = await self._groups.why_not(job, registers_under(world.settings, job.org), world.now)
+            if forbids:
+                world.change_job(job.id, served="refused", reason=forbids)
+                world.tell_job(job.id, "group_forbids", forbids)
+                return
             world.change_job(job.id, served="yes", reason="")
             world.put_job(msgspec.structs.replace(world.jobs[job.id], refusal=""))
             return

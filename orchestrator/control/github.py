@@ -70,6 +70,17 @@ class Installation(msgspec.Struct, frozen=True):
     suspended: bool = False
 
 
+class RunnerGroup(msgspec.Struct, frozen=True):
+    """Which repositories may use an organisation's runners of one group."""
+
+    name: str
+    visibility: str
+    """``all``, ``private`` (private repositories), or ``selected``."""
+    allows_public: bool
+    repositories: frozenset[str] | None = None
+    """Those that are selected (``owner/name``); None where all may."""
+
+
 class Release(msgspec.Struct, frozen=True):
     """A release of GitHub's runner."""
 
@@ -150,6 +161,14 @@ class GitHub(Protocol):
 
     async def latest_runner(self, installation: int) -> Release | None:
         """The latest release of GitHub's runner; None where this GitHub has none."""
+        ...
+
+    async def repository_name(self, installation: int, repo_id: int) -> str | None:
+        """What a repository is called now (``owner/name``); None where the installation may see none of that id."""
+        ...
+
+    async def runner_group(self, installation: int, org: str) -> RunnerGroup | None:
+        """The runner group that our runners are registered in; None where the organisation has none of that id."""
         ...
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:

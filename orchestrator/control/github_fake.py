@@ -28,6 +28,7 @@ from orchestrator.control.github import (
     Registration,
     Release,
     Removal,
+    RunnerGroup,
     RunnerScope,
 )
 from orchestrator.core.job import Job
@@ -56,6 +57,9 @@ class FakeGitHub:
         """What comes of an attempt that was asked for."""
         self.runner_release: Release | None = None
         """Of GitHub's runner, the latest."""
+        self.group: RunnerGroup | None = RunnerGroup("Default", "all", allows_public=True)
+        self.names: dict[int, str] = {}
+        """Of repositories, by id."""
         self.calls: list[str] = []
         self._ids = itertools.count(1)
 
@@ -185,6 +189,17 @@ class FakeGitHub:
         with self._call("latest_runner"):
             self._known(installation)
             return self.runner_release
+
+    async def repository_name(self, installation: int, repo_id: int) -> str | None:
+        with self._call("repository_name"):
+            self._known(installation)
+            return self.names.get(repo_id)
+
+    async def runner_group(self, installation: int, org: str) -> RunnerGroup | None:
+        del org
+        with self._call("runner_group"):
+            self._known(installation)
+            return self.group
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:
         with self._call("deliveries"):

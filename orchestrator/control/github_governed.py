@@ -20,6 +20,7 @@ from orchestrator.control.github import (
     Registration,
     Release,
     Removal,
+    RunnerGroup,
     RunnerScope,
     Unavailable,
 )
@@ -119,6 +120,12 @@ class GovernedGitHub:
 
     async def latest_runner(self, installation: int) -> Release | None:
         return await self._do("sweep", installation, lambda: self._github.latest_runner(installation))
+
+    async def repository_name(self, installation: int, repo_id: int) -> str | None:
+        return await self._do("check", installation, lambda: self._github.repository_name(installation, repo_id))
+
+    async def runner_group(self, installation: int, org: str) -> RunnerGroup | None:
+        return await self._do("check", installation, lambda: self._github.runner_group(installation, org))
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:
         return await self._do("sweep", APP, lambda: self._github.deliveries(cursor))

@@ -32,6 +32,7 @@ from orchestrator.control.github import (
     Registration,
     Release,
     Removal,
+    RunnerGroup,
     RunnerScope,
     Unavailable,
 )
@@ -234,6 +235,22 @@ class KitGitHub:
     async def latest_runner(self, installation: int) -> Release | None:
         seen = await self._get(installation, "/repos/actions/runner/releases/latest", often=True)
         return None if seen is None else release_of(seen)
+
+    async def repository_name(self, installation: int, repo_id: int) -> str | None:
+        items = await self._list(installation, "/installation/repositories", {}, "repositories", often=True)
+        return next((str(item["full_name"]) for item in items if int(item["id"]) == repo_id), None)
+
+    async def runner_group(self, installation: int, org: str) -> RunnerGroup | None:
+        path = f"/orgs/{org}/actions/runner-groups/{self._group}"
+        seen = await self._get(installation, path, often=True)
+        if seen is None:
+            return None
+        visibility, repositories = str(seen.get("visibility") or "all"), None
+        if visibility == "selected":
+            items = await self._list(installation, f"{path}/repositories", {}, "repositories", often=True)
+            repositories = frozenset(str(item["full_name"]) for item in items)
+        public = seen.get("allows_public_repositories") is not False
+        return RunnerGroup(str(seen.get("name") or ""), visibility, public, repositories)
 
     async def deliveries(self, cursor: str = "") -> DeliveryPage:
         query: dict[str, str | int] = {"per_page": 100, "cursor": cursor} if cursor else {"per_page": 100}

@@ -10,6 +10,7 @@ import msgspec
 
 from orchestrator.control.github import Installation
 from orchestrator.control.records import JobRecord
+from orchestrator.control.renamed import follow_name
 from orchestrator.control.world import World
 from orchestrator.core.job import Job, merge, tell
 from orchestrator.core.machine import Match, match_labels
@@ -24,12 +25,17 @@ def learn(world: World, seen: Job, installation: Installation, finished: JobReco
     """
     org = installation.account if installation.organization else ""
     seen = msgspec.structs.replace(seen, installation=installation.id, org=org)
+    known = world.jobs.get(seen.id)
+    if known is not None and seen.repo_id and seen.repo != known.job.repo:
+        follow_name(world, known.job, seen.repo)
     known = world.jobs.get(seen.id) or finished
     if known is None:
         record = JobRecord(job=seen)
     else:
         merged = merge(known.job, seen)
-        merged = msgspec.structs.replace(merged, repo=seen.repo, installation=installation.id, org=org)
+        # What the API says of a job is under the name that it was asked by.
+        repo = known.job.repo if known.job.repo_id and not seen.repo_id else seen.repo
+        merged = msgspec.structs.replace(merged, repo=repo, installation=installation.id, org=org)
         for moment in seen.story:
             merged = tell(merged, moment.at, moment.what, moment.detail)
         record = msgspec.structs.replace(known, job=merged)

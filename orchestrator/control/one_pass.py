@@ -26,6 +26,7 @@ from orchestrator.control.desired import desired_of
 from orchestrator.control.drain import drain_hosts
 from orchestrator.control.github import GitHub, GitHubFailure
 from orchestrator.control.governor import Governor
+from orchestrator.control.groups import Groups
 from orchestrator.control.ingest import learn, settle
 from orchestrator.control.installations import Installations
 from orchestrator.control.losses import LossSayer, note_losses
@@ -75,6 +76,7 @@ class Means(msgspec.Struct, frozen=True):
     policies: PolicyArchive
     make_id: Callable[[], str]
     search: JobSearch
+    groups: Groups
     urgent: GitHub
     """`github`, for what nothing goes on without."""
     governor: Governor
@@ -93,7 +95,7 @@ class Pass:
         self.world = World(snapshot, means.settings, means.book.baseline, now)
         self.orders = Orders(self.world, means.github, means.book, means.seal, self._write)
         self.rebind = Rebind(self.world, means.book)
-        self.checks = Checks(self.world, means.github, means.book, means.installations)
+        self.checks = Checks(self.world, means.github, means.book, means.installations, means.groups)
         self.losses = LossSayer(self.world, means.github)
         self.reruns = Reruns(self.world, means.github, means.store, self._write)
         self._writing = asyncio.Lock()

@@ -12,6 +12,7 @@ from ulid import ULID
 from orchestrator.control.github import GitHub
 from orchestrator.control.github_governed import GovernedGitHub
 from orchestrator.control.governor import Governor
+from orchestrator.control.groups import Groups
 from orchestrator.control.installations import Installations
 from orchestrator.control.one_pass import Means, Pass
 from orchestrator.control.orphans import ORPHAN_S
@@ -76,6 +77,7 @@ class Reconciler:
             policies,
             make_id,
             search,
+            Groups(github),
             urgent,
             governor,
         )

@@ -18,6 +18,7 @@ from orchestrator.control.github import (
     RateLimited,
     Refused,
     Release,
+    RunnerGroup,
     RunnerScope,
     Unavailable,
 )
@@ -154,6 +155,32 @@ async def test_row_20_the_latest_runner(key: Any) -> None:
     assert await github.latest_runner(simulated.installation_id) == Release("2.400.0", 1_700_000_000.0)
     simulated.faults.responses.append(ResponseFault(path="/repos/actions/runner/releases/latest", status=404))
     assert await github.latest_runner(simulated.installation_id) is None
+    await github.close()
+
+
+async def test_the_runner_group(key: Any) -> None:
+    simulated = simulated_github(key)
+    github, group = kit_of(simulated, key), simulated.state.groups[1]
+    assert await github.runner_group(simulated.installation_id, "acme") == RunnerGroup(
+        "Default", "all", allows_public=True
+    )
+    app = simulated.state.find_repository("acme/app")
+    assert app is not None
+    group.visibility, group.allows_public_repositories, group.repository_ids = "selected", False, {app.id}
+    assert await github.runner_group(simulated.installation_id, "acme") == RunnerGroup(
+        "Default", "selected", allows_public=False, repositories=frozenset({"acme/app"})
+    )
+    await github.close()
+
+
+async def test_a_repository_keeps_its_id_when_it_is_renamed(key: Any) -> None:
+    simulated = simulated_github(key)
+    github, app = kit_of(simulated, key), simulated.state.find_repository("acme/app")
+    assert app is not None
+    assert await github.repository_name(simulated.installation_id, app.id) == "acme/app"
+    simulated.rename_repository(app, "renamed")
+    assert await github.repository_name(simulated.installation_id, app.id) == "acme/renamed"
+    assert await github.repository_name(simulated.installation_id, 1) is None
     await github.close()
 
 

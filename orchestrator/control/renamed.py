@@ -1,0 +1,33 @@
+"""Repositories that are renamed or moved while a job of theirs waits or runs: known by their id, called by their new name.
+
+GitHub redirects the former name as long as nobody else takes it.  A job that GitHub doesn't find under the name that we know
+is looked for under the one that its repository has now, before anything is concluded from that.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestrator.control.github import GitHub
+from orchestrator.control.world import World
+from orchestrator.core.job import Job
+
+
+async def present_name(github: GitHub, job: Job) -> str:
+    """What the job's repository is called now; empty where that isn't known.  Raises `GitHubFailure`."""
+    if not job.repo_id:
+        return ""
+    return await github.repository_name(job.installation, job.repo_id) or ""
+
+
+def follow_name(world: World, job: Job, name: str) -> None:
+    """The repository of ``job`` is called ``name`` now: so it is for all its jobs, and for runners registered with it."""
+    former = job.repo
+    for job_id, record in list(world.jobs.items()):
+        mine = record.job.repo_id == job.repo_id if job.repo_id else job_id == job.id
+        if mine and record.job.repo == former and not record.job.over:
+            world.change_job(job_id, repo=name)
+            world.tell_job(job_id, "repository_renamed", f"{former} is {name} now")
+    for runner_id, runner in list(world.runners.items()):
+        if not runner.life.org and runner.life.repo == former:
+            world.change_runner(runner_id, life=msgspec.structs.replace(runner.life, repo=name))
