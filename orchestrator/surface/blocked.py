@@ -1,4 +1,4 @@
-"""What a job was kept from, out of the record on this machine: the worker's way to the audit plane."""
+"""What a job was kept from, or would be, out of the record on this machine: the worker's way to the audit plane."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.audit import Ledger, Query
 from orchestrator.audit.search import find
 from orchestrator.core.blocked import Blocked, blocked_targets
+from orchestrator.core.flow import Event
 from orchestrator.core.hazards import host_danger
 from orchestrator.core.job import Job
 from orchestrator.core.presets import Presets
@@ -28,6 +29,8 @@ class BlockedInRecord:
         if not self._ledger.folder.is_dir():
             return None
         since = (job.started_at or job.created_at) - BEFORE_S
-        query = Query(job=job.id, verdict="blocked", since=max(0.0, since))
-        page = await asyncio.to_thread(find, self._ledger, query, limit=LIMIT)
-        return blocked_targets(page.events, lambda host: host_danger(host, self._presets) is not None)
+        events: list[Event] = []
+        for verdict in ("blocked", "warn"):
+            query = Query(job=job.id, verdict=verdict, since=max(0.0, since))
+            events += (await asyncio.to_thread(find, self._ledger, query, limit=LIMIT)).events
+        return blocked_targets(events, lambda host: host_danger(host, self._presets) is not None)

@@ -46,6 +46,17 @@ def test_no_line_for_a_dangerous_host_and_nothing_of_what_is_expected() -> None:
     assert blocked_targets([event(flags=("expected",))], safe) == ()
 
 
+def test_what_only_warn_let_through_comes_last_and_says_so() -> None:
+    warned = event(host="warned.example", verdict="warn", ts=0.5)
+    evil, would = blocked_targets([warned, event()], safe)
+    assert (evil.target, evil.passed, would.target, would.passed) == ("evil.example", False, "warned.example", True)
+    assert would.line == "{host: warned.example}"
+    assert description([would]).startswith("would be blocked in enforce: warned.example; if meant, add")
+    assert "| `warned.example` | `not_allowed`, let through by `mode: warn` | 1 |" in report(
+        [evil, would], "policy.yml"
+    )
+
+
 def test_descriptions_are_short() -> None:
     one = Blocked("evil.example", "not_allowed", 1, "{host: evil.example}")
     assert description([one]) == "blocked: evil.example; if meant, add to allow: - {host: evil.example}"
