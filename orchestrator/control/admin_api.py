@@ -1,8 +1,9 @@
 """What admins call, and the ``ironcd`` command: jobs with their whole story, runners, hosts.
 
 ===========================  ============================================================================
-``GET /api/v1/jobs``         ``?state= &repo= &served= &waiting=true &limit=``, latest first
-``GET /api/v1/jobs/{id}``    with timeline, runners and proof
+``GET /api/v1/jobs``         ``?state= &repo= &served= &limit=``, latest first; ``&waiting=true``: those that wait, each with its
+                             place in the line and the reason; ``&unserved=true``: those that aren't ours to serve
+``GET /api/v1/jobs/{id}``    with stages, timeline, runners and proof
 ``GET /api/v1/runners``      ``?phase= &host= &gone=false &limit=``, latest first
 ``GET /api/v1/runners/{id}``
 ``GET /api/v1/hosts``
@@ -22,9 +23,11 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
+from orchestrator.control.explain_wait import Waits, with_wait
 from orchestrator.control.policy_archive import PolicyArchive
 from orchestrator.control.policy_questions import ask, is_repo
 from orchestrator.control.records import JobRecord, RunnerRecord
+from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
 from orchestrator.control.views import host_view, job_story, job_view, runner_story, runner_view, runners_by_host
 from orchestrator.core.errors import StoreError
@@ -45,9 +48,11 @@ class AdminApi:
         *,
         hosts: frozenset[str] = frozenset(),
         policies: PolicyArchive | None = None,
+        settings: ControlSettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``policies``: those that were in force, for questions about jobs that are over."""
+        """``policies``: those that were in force, for questions about jobs that are over.  ``settings``: classes and shares."""
+        self._settings = settings or ControlSettings(app_id=0)
         self._store = store
         self._hosts = hosts
         self._policies = policies
@@ -60,28 +65,45 @@ class AdminApi:
         served: str = "",
         *,
         waiting: bool = False,
+        unserved: bool = False,
         limit: int = Query(default=100, ge=1, le=LIMIT),
     ) -> Response:
-        live = await self._ask(self._store.live_jobs())
-        records = sorted(live, key=_latest, reverse=True)
-        if not waiting:
-            records += await self._ask(self._store.latest_finished_jobs(limit))
-        views = (job_view(record) for record in records)
+        if waiting:
+            views = await self._waiting()
+        elif unserved or served == "ignored":
+            views = [job_view(record) for record in await self._ask(self._store.latest_unserved_jobs(LIMIT))]
+        else:
+            live = await self._ask(self._store.live_jobs())
+            records = sorted(live, key=_latest, reverse=True)
+            views = [job_view(r) for r in records + await self._ask(self._store.latest_finished_jobs(limit))]
         found = [
             view
             for view in views
             if (not state or view["state"] == state)
-            and (not repo or view["repo"] == repo)
+            and (not repo or view["repo"].lower() == repo.lower())
             and (not served or view["served"] == served)
-            and (not waiting or view["waiting"])
         ]
         return _json({"jobs": found[:limit], "total": len(found)})
+
+    async def _waiting(self) -> list[dict[str, Any]]:
+        """Those in line by their place, then those that have a runner on its way or wait for something else, oldest first."""
+        snapshot, now = await self._ask(self._store.standing()), self._clock()
+        waits = Waits(snapshot, self._settings, now)
+        found = [
+            with_wait(job_view(record), wait, record.job.created_at, now)
+            for record in snapshot.jobs.values()
+            if (wait := waits.of(record)) is not None
+        ]
+        return sorted(found, key=lambda view: (not view["wait"]["place"], view["wait"]["place"], view["created_at"]))
 
     async def job(self, job_id: int) -> Response:
         record = await self._ask(self._store.job(job_id))
         if record is None:
             raise HTTPException(404, f"no job {job_id} is known")
-        return _json(job_story(record, await self._runners_of(record)))
+        wait = None
+        if record.job.state in ("queued", "waiting") and record.job.served != "ignored":
+            wait = Waits(await self._ask(self._store.standing()), self._settings, self._clock()).of(record)
+        return _json(job_story(record, await self._runners_of(record), self._clock(), wait=wait))
 
     async def runners(
         self,

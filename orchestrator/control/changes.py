@@ -44,6 +44,15 @@ class Names(Keys, frozen=True):
         return self.prefix + "jobs:done:at"
 
     @property
+    def unserved(self) -> str:
+        """Hash of jobs that aren't ours to serve, by id, kept for a while to say why."""
+        return self.prefix + "jobs:unserved"
+
+    @property
+    def unserved_at(self) -> str:
+        return self.prefix + "jobs:unserved:at"
+
+    @property
     def runners(self) -> str:
         return self.prefix + "runners"
 
@@ -173,6 +182,16 @@ class Changes:
         self._add("HDEL", self._names.jobs, record.job.id)
         self._add("HSET", self._names.done, record.job.id, _encode(record))
         self._add("ZADD", self._names.done_at, record.over_at, record.job.id)
+
+    def put_unserved(self, record: JobRecord, at: float) -> None:
+        """A job that we don't serve: its record says why."""
+        self._add("HDEL", self._names.jobs, record.job.id)
+        self._add("HSET", self._names.unserved, record.job.id, _encode(record))
+        self._add("ZADD", self._names.unserved_at, at, record.job.id)
+
+    def drop_unserved(self, job_id: int) -> None:
+        self._add("HDEL", self._names.unserved, job_id)
+        self._add("ZREM", self._names.unserved_at, job_id)
 
     def put_runner(self, record: RunnerRecord) -> None:
         self._add("HSET", self._names.runners, record.id, _encode(record))

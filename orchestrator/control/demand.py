@@ -104,7 +104,7 @@ def give_reasons(world: World, line: Line, dealt: Dealt) -> None:
     fresh = 0
     for job_id in [record.job.id for records in line.waiting.values() for record in records]:
         record = world.jobs[job_id]
-        kind, reason = _reason(world, line, dealt, record, runners.get(job_id))
+        kind, reason = reason_of(world, line, dealt, record, runners.get(job_id))
         if record.job.reason == reason:
             continue
         if record.wait == kind and kind:
@@ -128,7 +128,9 @@ def _tell(world: World, job_id: int, kind: str, reason: str) -> None:
         world.tell_job(job_id, f"waits_for_{kind}", reason)
 
 
-def _reason(world: World, line: Line, dealt: Dealt, record: JobRecord, runner: RunnerRecord | None) -> tuple[str, str]:
+def reason_of(
+    world: World, line: Line, dealt: Dealt, record: JobRecord, runner: RunnerRecord | None
+) -> tuple[str, str]:
     """The kind of a wait (empty where it is one for its runner) and its words."""
     if record.job.installation in world.away:
         return "away", world.away[record.job.installation]

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from orchestrator.control import outage
+from orchestrator.control.changes import Changes
 from orchestrator.control.checks import Checks
 from orchestrator.control.demand import meet_demand
 from orchestrator.control.desired import desired_of
@@ -48,7 +49,7 @@ from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
 from orchestrator.control.warm import Waiting, waiting
 from orchestrator.control.world import World
 from orchestrator.core.errors import StoreError
-from orchestrator.core.job import Job
+from orchestrator.core.job import Job, tell
 from orchestrator.core.policy import Policy
 from orchestrator.system import day_lines
 
@@ -103,6 +104,8 @@ class Pass:
         self._silent: set[str] = set()
         """Hosts that are told nothing new, since it isn't known yet what they should be told."""
         self._unwanted: dict[str, set[str]] = {}
+        self._unserved: dict[int, JobRecord] = {}
+        """Jobs that weren't ours to serve when they were last heard of, and that deliveries speak of."""
         self._known = snapshot.known
         self._sweep = sweep
 
@@ -173,9 +176,11 @@ class Pass:
                 await self.means.store.put_aside(self.lease, entry, "reading it failed; see the worker's log")
 
     async def _finished(self, entries: Iterable[Entry]) -> dict[int, JobRecord]:
-        """The records of jobs that are spoken of and were put away."""
+        """The records of jobs that are spoken of and were put away, or aren't ours to serve."""
         jobs = {entry.delivery.job.id for entry in entries if entry.delivery and entry.delivery.job}
-        return await self.means.store.finished_jobs(sorted(jobs - self.world.jobs.keys()))
+        known = sorted(jobs - self.world.jobs.keys())
+        self._unserved = await self.means.store.unserved_jobs(known)
+        return {**self._unserved, **await self.means.store.finished_jobs(known)}
 
     async def _take(self, entry: Entry, finished: dict[int, JobRecord]) -> None:
         delivery = entry.delivery
@@ -213,6 +218,8 @@ class Pass:
         if job.installation:
             changes = self.means.store.changes()
             changes.put_foreign(job.installation)
+            if job.id not in self.world.jobs:
+                changes.put_unserved(_foreigner(job), self.world.now)
             await self.means.store.commit(self.lease, changes)
 
     async def _take_back(self) -> None:
@@ -284,6 +291,8 @@ class Pass:
             self.orders.sealed = {}
             for entry in self._read:
                 changes.take_out(entry.id)
+            for job_id in self._unserved.keys() & self.world.jobs.keys():
+                changes.drop_unserved(job_id)
             self._read = []
             if self._known and not self.snapshot.known:
                 changes.set_known()
@@ -327,9 +336,15 @@ class Pass:
             day = day_lines.day_of(self.world.now)
             await asyncio.to_thread(day_lines.append, self.means.archive, day, lines)
         for record in done:
-            changes.finish_job(record if record.over_at else msgspec.structs.replace(record, over_at=self.world.now))
-            self.world.let_go_of_job(record.job.id)
+            self._let_go(record, changes)
         await self.means.store.commit(self.lease, changes)
+
+    def _let_go(self, record: JobRecord, changes: Changes) -> None:
+        if record.job.served == "ignored":
+            changes.put_unserved(record, self.world.now)
+        else:
+            changes.finish_job(record if record.over_at else msgspec.structs.replace(record, over_at=self.world.now))
+        self.world.let_go_of_job(record.job.id)
 
     def _is_done(self, record: JobRecord) -> bool:
         if record.job.served == "ignored":
@@ -345,3 +360,10 @@ class Pass:
         gone = await self.means.store.gone_runners(set(record.runners) - known.keys())
         found = {**gone, **known}
         return Finished(record, tuple(found[runner_id] for runner_id in record.runners if runner_id in found))
+
+
+def _foreigner(job: Job) -> JobRecord:
+    """The record of a job whose installation GitHub doesn't count among ours."""
+    reason = f"the App isn't installed at {job.repo.partition('/')[0]}, GitHub says (installation {job.installation})"
+    unserved = msgspec.structs.replace(job, served="ignored", reason=reason)
+    return JobRecord(tell(unserved, job.story[-1].at if job.story else job.created_at, "ignored", reason))

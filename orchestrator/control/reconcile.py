@@ -146,3 +146,5 @@ class Reconciler:
         if now - self._swept >= self._settings.pace.sweep_s:
             self._swept = now
             await self._store.trim(lease, self._settings.finished_kept, now=now)
+            old = now - self._settings.unserved_days * 86400
+            await self._store.trim_unserved(lease, self._settings.unserved_kept, old)

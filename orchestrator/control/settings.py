@@ -76,6 +76,10 @@ class ControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A run is run again so often at most."""
     finished_kept: int = 10_000
     """Finished jobs that stay in Redis; all stay in the archive."""
+    unserved_kept: int = 5_000
+    """Jobs that aren't ours to serve and whose reason is remembered."""
+    unserved_days: float = 7.0
+    """And for so long."""
     github_concurrency: int = 8
     retention: Retention = Retention()
     """How long records of egress are kept."""

@@ -139,14 +139,21 @@ class Store:
     async def renew(self, lease: Lease) -> None:
         await self.commit(lease, self.changes())
 
-    async def snapshot(self) -> Snapshot:
+    async def standing(self) -> Snapshot:
+        """What there is, for somebody who only looks at it."""
+        return await self.snapshot(only_read=True)
+
+    async def snapshot(self, *, only_read: bool = False) -> Snapshot:
         """Everything that a look starts from, in one round trip and from one moment.  Also takes the hint down."""
         names = self.names
         async with self.client.pipeline(transaction=True) as pipe:
-            pipe.delete(names.hint)
+            if only_read:
+                pipe.exists(names.hint)
+            else:
+                pipe.delete(names.hint)
             for key in (names.jobs, names.runners, names.sightings, names.sums):
                 pipe.hgetall(key)
-            pipe.xrange(names.inbox, count=INBOX_AT_ONCE)
+            pipe.xrange(names.inbox, count=1 if only_read else INBOX_AT_ONCE)
             pipe.exists(names.known)
             pipe.get(names.outage)
             pipe.hgetall(names.cordoned)
@@ -268,6 +275,27 @@ class Store:
         found = await self._many(self.names.done, [str(key) for key in ids], JobRecord)
         return {int(key): record for key, record in found.items()}
 
+    async def unserved_jobs(self, ids: Iterable[int]) -> dict[int, JobRecord]:
+        """Those of ``ids`` that aren't ours to serve and are remembered."""
+        found = await self._many(self.names.unserved, [str(key) for key in ids], JobRecord)
+        return {int(key): record for key, record in found.items()}
+
+    async def latest_unserved_jobs(self, limit: int) -> list[JobRecord]:
+        """The last that were heard of, latest first."""
+        ids = [int(key) for key in await self._ask(self.client.zrange(self.names.unserved_at, 0, limit - 1, desc=True))]
+        found = await self.unserved_jobs(ids)
+        return [found[key] for key in ids if key in found]
+
+    async def trim_unserved(self, lease: Lease, keep: int, before: float) -> None:
+        """Forget jobs that aren't ours to serve: beyond the ``keep`` latest, and those last heard of ``before``."""
+        order, changes = self.names.unserved_at, self.changes()
+        old = await self._ask(self.client.zrange(order, 0, -keep - 1))
+        old += await self._ask(self.client.zrangebyscore(order, "-inf", before))
+        for key in dict.fromkeys(old):
+            changes.drop_unserved(int(key))
+        if changes:
+            await self.commit(lease, changes)
+
     async def gone_runners(self, ids: Iterable[str]) -> dict[str, RunnerRecord]:
         return await self._many(self.names.gone, list(ids), RunnerRecord)
 
@@ -296,7 +324,7 @@ class Store:
         raw = await self._ask(self.client.hget(self.names.jobs, str(job_id)))
         if raw is not None:
             return msgspec.json.decode(raw, type=JobRecord)
-        return (await self.finished_jobs([job_id])).get(job_id)
+        return (await self.finished_jobs([job_id])).get(job_id) or (await self.unserved_jobs([job_id])).get(job_id)
 
     async def runner(self, runner_id: str) -> RunnerRecord | None:
         raw = await self._ask(self.client.hget(self.names.runners, runner_id))

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from orchestrator.control.drain_api import drain_view
+from orchestrator.control.explain_wait import Waiting, with_wait
 from orchestrator.control.observe import taken_by
 from orchestrator.control.records import Drain, JobRecord, RunnerRecord, Sighting
+from orchestrator.control.stages import stages
 from orchestrator.core.job import Moment
 from orchestrator.core.machine import Capacity
 from orchestrator.core.placement import HostView, free_of
@@ -39,9 +41,13 @@ def job_view(record: JobRecord) -> dict[str, Any]:
     return view
 
 
-def job_story(record: JobRecord, runners: Iterable[RunnerRecord]) -> dict[str, Any]:
-    """`job_view` with the whole timeline as its ``story`` and all that is known of its runners."""
+def job_story(
+    record: JobRecord, runners: Iterable[RunnerRecord], now: float, *, wait: Waiting | None = None
+) -> dict[str, Any]:
+    """`job_view` with its ``stages``, the whole timeline as its ``story``, and all that is known of its runners."""
     known = list(runners)
+    view = with_wait(job_view(record), wait, record.job.created_at, now)
+    way = msgspec.to_builtins(stages(record, known, now, kind=wait.kind if wait else "", reason=view["reason"]))
     told = [("job", moment) for moment in record.job.story]
     for runner in known:
         told += [(runner.id, moment) for moment in runner.story]
@@ -50,7 +56,7 @@ def job_story(record: JobRecord, runners: Iterable[RunnerRecord]) -> dict[str, A
         {"at": m.at, "who": who, "what": m.what, "detail": m.detail, "lasted": _until(m, following)}
         for (who, m), following in zip(told, [*(m for _, m in told[1:]), None], strict=True)
     ]
-    return job_view(record) | {"story": timeline, "made_for_it": [runner_story(runner) for runner in known]}
+    return view | {"stages": way, "story": timeline, "made_for_it": [runner_story(runner) for runner in known]}
 
 
 def runner_story(record: RunnerRecord) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import msgspec
 OUR_LABEL = "ironcd"
 PLAIN_LABELS = frozenset({"self-hosted", "linux", "x64"})
 
+_LIKE_A_SIZE = re.compile(r"iron-?cd\D{0,3}?(\d{1,3})\s*[-_]?v?(?:cpus?|cores?)[-_](\d{1,4})\s*[-_]?(?:gb|gib|g)")
 _SIZE = re.compile(r"ironcd-(\d{1,3})cpu-(\d{1,4})gb")
 
 
@@ -67,7 +68,10 @@ def match_labels(labels: Sequence[str], classes: Mapping[str, MachineClass]) -> 
     lowered = [label.lower() for label in labels]
     wanted = [label for label in lowered if label == OUR_LABEL or label.startswith(OUR_LABEL + "-")]
     if not wanted:
-        return Match(ours=False, machine=None, reason="no label of ours")
+        near = _nearest_of(lowered, classes)
+        return Match(
+            ours=False, machine=None, reason="no label of ours" + (f"; the nearest is {near!r}" if near else "")
+        )
     others = [label for label in lowered if label not in wanted and label not in PLAIN_LABELS]
     if others:
         return Match(ours=True, machine=None, reason=f"label {others[0]!r} isn't one that IronCD's runners have")
@@ -81,9 +85,22 @@ def match_labels(labels: Sequence[str], classes: Mapping[str, MachineClass]) -> 
     sized = _sized(label, classes.get(OUR_LABEL))
     if sized is not None:
         return Match(ours=True, machine=sized, reason=f"size {label!r}")
-    near = difflib.get_close_matches(label, classes, n=1)
-    hint = f"; the nearest is {near[0]!r}" if near else ""
+    near = _nearest(label, classes)
+    hint = f"; the nearest is {near!r}" if near else ""
     return Match(ours=True, machine=None, reason=f"no class is called {label!r}{hint}")
+
+
+def _nearest(label: str, classes: Mapping[str, MachineClass]) -> str:
+    """The label that was perhaps meant; empty where none is like it."""
+    size = _LIKE_A_SIZE.fullmatch(label)
+    if size is not None and int(size[1]) and int(size[2]):
+        return f"{OUR_LABEL}-{int(size[1])}cpu-{int(size[2])}gb"
+    return next(iter(difflib.get_close_matches(label, [OUR_LABEL, *classes], n=1, cutoff=0.75)), "")
+
+
+def _nearest_of(labels: Sequence[str], classes: Mapping[str, MachineClass]) -> str:
+    others = [label for label in labels if label not in PLAIN_LABELS]
+    return next((near for label in others[:10] if (near := _nearest(label[:64], classes))), "")
 
 
 def _sized(label: str, base: MachineClass | None) -> MachineClass | None:

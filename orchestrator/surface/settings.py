@@ -100,6 +100,10 @@ class ControlSection(Section):
     """The archive of finished jobs, the egress record, and the key that seals JIT configurations."""
     finished_kept: int = Field(default=10_000, ge=0)
     """Finished jobs that stay in Redis; all stay in the archive."""
+    unserved_kept: int = Field(default=5_000, ge=0)
+    """So many jobs that aren't ours to serve are remembered, with the reason: `ironcd jobs list --unserved`."""
+    unserved_days: float = Field(default=7.0, ge=0)
+    """And for so many days."""
     rerun_on_infra_loss: tuple[str, ...] = ()
     """Whose jobs are run again after their machine was lost: ``*``, organisations, ``owner/name``, ``class:ironcd-NAME``.
     Deployments never are, nor what a person cancelled.  The App needs *Actions: read and write* for it."""
@@ -225,6 +229,8 @@ class Settings(BaseSettings):
             rerun_on_infra_loss=control.rerun_on_infra_loss,
             rerun_budget=control.rerun_budget,
             finished_kept=control.finished_kept,
+            unserved_kept=control.unserved_kept,
+            unserved_days=control.unserved_days,
             github_concurrency=github.concurrency,
             retention=self.retention(),
             delete_records=self.audit.delete,

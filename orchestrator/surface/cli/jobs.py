@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,32 +16,42 @@ app = typer.Typer(help="Jobs, as GitHub and we have them.", no_args_is_help=True
 @app.command("list")
 def list_jobs(
     *,
-    waiting: Annotated[bool, typer.Option("--waiting", help="Only those that wait, with the reason.")] = False,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Only those that wait: place in the line, for how long, and why.")
+    ] = False,
+    unserved: Annotated[
+        bool, typer.Option("--unserved", help="Only those that aren't ours to serve, with the reason.")
+    ] = False,
     repo: Annotated[str | None, typer.Option(help="Only of this repository (owner/name).")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first.
+    """List jobs, newest first; those that wait in the order in which they are served.
 
     Example: [bold]ironcd jobs list --waiting[/bold]
     """
     from orchestrator.surface.api_client import ApiClient
     from orchestrator.surface.cli.terminal import print_json, print_table
 
-    asked: dict[str, str | int | float | None] = {"repo": repo, "limit": limit, "waiting": "true" if waiting else None}
-    jobs = ApiClient.of(GLOBAL.settings()).get("jobs", asked)["jobs"]
+    asked: dict[str, str | int | float | None] = {"repo": repo, "limit": limit}
+    asked |= {"waiting": "true" if waiting else None, "unserved": "true" if unserved else None}
+    answer = ApiClient.of(GLOBAL.settings()).get("jobs", asked)
     if as_json:
-        print_json(jobs)
+        print_json(answer["jobs"])
         return
-    rows = ((j["id"], j["repo"], j.get("name", ""), _state(j), j.get("runner", ""), j.get("reason", "")) for j in jobs)
-    print_table(("job", "repository", "name", "state", "runner", "why"), rows)
+    columns, row = _WAITING if waiting else _UNSERVED if unserved else _ANY
+    print_table(columns, (row(job) for job in answer["jobs"]))
+    if answer.get("total", 0) > len(answer["jobs"]):
+        typer.echo(f"... and {answer['total'] - len(answer['jobs'])} more (--limit)")
 
 
 @app.command()
 def show(
     job_id: Annotated[int, typer.Argument(metavar="ID", help="GitHub's id of the job.")], *, as_json: AsJson = False
 ) -> None:
-    """Show one job's whole story: every step with its time, its duration, and why it waited.
+    """Show one job's whole story: every stage with its time, its duration, and why it waited.
+
+    Also for jobs that aren't ours to serve, for a week: it says why.
 
     Example: [bold]ironcd jobs show 48213[/bold]
     """
@@ -53,7 +64,50 @@ def show(
         return
     print_table(("", ""), _facts(job))
     typer.echo("")
+    print_table(("stage", "", "time", "#took", "why"), _stages(job.get("stages", [])))
+    typer.echo("")
     print_table(("time", "#after", "what", "detail"), _story(job.get("story", [])))
+
+
+Row = Callable[[dict[str, Any]], tuple[object, ...]]
+
+
+def _any_row(job: dict[str, Any]) -> tuple[object, ...]:
+    return (job["id"], job["repo"], job.get("name", ""), _state(job), job.get("runner", ""), job.get("reason", ""))
+
+
+def _waiting_row(job: dict[str, Any]) -> tuple[object, ...]:
+    from orchestrator.surface.cli.terminal import seconds
+
+    wait = job.get("wait") or {}
+    place = f"{wait['place']} of {wait['of']}" if wait.get("place") else ""
+    waits = seconds(wait["for_s"]) if "for_s" in wait else ""
+    return (place, job["id"], job["repo"], job.get("name", ""), waits, wait.get("kind", ""), job.get("reason", ""))
+
+
+def _unserved_row(job: dict[str, Any]) -> tuple[object, ...]:
+    return (job["id"], job["repo"], job.get("name", ""), ", ".join(job.get("labels", [])), job.get("reason", ""))
+
+
+_ANY: tuple[tuple[str, ...], Row] = (("job", "repository", "name", "state", "runner", "why"), _any_row)
+_WAITING: tuple[tuple[str, ...], Row] = (
+    ("#place", "job", "repository", "name", "#for", "waits for", "why"),
+    _waiting_row,
+)
+_UNSERVED: tuple[tuple[str, ...], Row] = (("job", "repository", "name", "labels", "why"), _unserved_row)
+
+
+def _stages(stages: list[dict[str, Any]]) -> list[tuple[str, str, str, str, str]]:
+    from orchestrator.surface.cli.terminal import seconds
+
+    rows = []
+    for stage in stages:
+        at, took = stage.get("at"), stage.get("took_s")
+        clock = time.strftime("%H:%M:%S", time.gmtime(at)) if at is not None else ""
+        rows.append(
+            (stage["title"], stage["state"], clock, seconds(took) if took is not None else "", stage.get("why", ""))
+        )
+    return rows
 
 
 def _state(job: dict[str, Any]) -> str:
@@ -72,6 +126,9 @@ def _facts(job: dict[str, Any]) -> list[tuple[str, str]]:
     rerun = job.get("rerun")
     if rerun:
         facts.append(("run again", ": ".join(part for part in (rerun["state"], rerun.get("why", "")) if part)))
+    wait = job.get("wait") or {}
+    if wait.get("place"):
+        facts.append(("place in the line", f"{wait['place']} of {wait['of']}"))
     facts.append(("labels", ", ".join(job.get("labels", []))))
     return facts
 

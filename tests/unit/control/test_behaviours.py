@@ -88,7 +88,8 @@ async def test_a_foreign_installation(stage: Stage) -> None:  # 5
     stage.github.jobs.clear()
     await stage.deliver(foreign)
     await stage.look()
-    assert await stage.store.job(1) is None
+    assert (await stage.job_record(1)).job.served == "ignored"
+    assert await stage.runners() == []
     assert await stage.store.lengths() == {"inbox": 0, "dead": 1}
     assert await stage.redis.exists(f"{stage.store.names.foreign}666")
 
