@@ -103,8 +103,9 @@ class Side:
     def _cpu(self) -> float:
         if not self._pid:
             return 0.0
-        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        # Nanoseconds on a processor, thread by thread; /proc/PID/stat counts in hundredths of a second.
+        tasks = Path(f"/proc/{self._pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @contextlib.contextmanager

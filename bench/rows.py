@@ -103,6 +103,15 @@ def middle(figures: Sequence[float]) -> float:
     return float(median(figures))
 
 
+def middle_pair(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Both figures of the round whose ratio is the middle one (the lower of two).
+
+    The two of a round were measured one right after the other, so what else the machine was doing is in both.
+    """
+    pairs = sorted(zip(ours, theirs, strict=True), key=lambda pair: pair[0] / pair[1])
+    return pairs[(len(pairs) - 1) // 2]
+
+
 def percentile(figures: Sequence[float], percent: float) -> float:
     """The smallest figure that at least ``percent`` of all don't exceed (nearest rank)."""
     ordered = sorted(figures)

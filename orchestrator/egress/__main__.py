@@ -29,7 +29,7 @@ def main() -> int:
     try:
         settings = msgspec.json.decode(arguments.settings.read_bytes(), type=HostSettings)
         _raise_file_limit()
-        # What was made up to here stays; a session's objects form cycles, and looking for them often costs more than they do.
+        # What was made up to here stays, and a session leaves nothing for the collector: it need not look often.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         uvloop.run(run(settings))

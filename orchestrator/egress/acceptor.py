@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 class Acceptor:
     """Calls ``taken(client, guest)`` with each connection's non-blocking socket and the address it comes from."""
 
-    def __init__(self, listener: socket.socket, taken: Callable[[socket.socket, str], None]) -> None:
+    def __init__(self, listener: socket.socket, taken: Callable[[socket.SocketType, str], None]) -> None:
         self._listener = listener
         self._taken = taken
         self._loop = asyncio.get_running_loop()
@@ -40,7 +40,8 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
             try:
-                client, (guest, _) = self._listener.accept()
+                # What `accept` calls, without what it wraps around it in Python; the type stubs leave it out.
+                descriptor, (guest, _) = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -49,5 +50,6 @@ class Acceptor:
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(REST_S, self._watch)
                 return
+            client = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
             client.setblocking(False)
             self._taken(client, guest)

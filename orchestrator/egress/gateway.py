@@ -118,7 +118,7 @@ class Gateway:
             elif now - flow.progressed >= PROGRESS_S:
                 flow.record_progress(now)
 
-    def _admit(self, protocol: Literal["tls", "tcp"], client: socket.socket, guest: str) -> None:
+    def _admit(self, protocol: Literal["tls", "tcp"], client: socket.SocketType, guest: str) -> None:
         state = self._links.of_guest(guest)
         dialled = sockets.original_destination(client)
         now = self._loop.time()
@@ -143,7 +143,7 @@ class Gateway:
     def _stray(
         self,
         protocol: Literal["tls", "tcp"],
-        client: socket.socket,
+        client: socket.SocketType,
         state: LinkState | None,
         dialled: tuple[str, int],
     ) -> None:

@@ -37,7 +37,7 @@ _TLS_BEGINS = (0x16, 0x15)
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
-def reset(sock: socket.socket) -> None:
+def reset(sock: socket.SocketType) -> None:
     """Close ``sock`` so that its peer gets a reset at once, not an end that looks like an answer."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
@@ -94,7 +94,7 @@ class _Way:
         "moved",
     )
 
-    def __init__(self, relay: Relay, source: socket.socket, target: socket.socket, head: bytes = b"") -> None:
+    def __init__(self, relay: Relay, source: socket.SocketType, target: socket.SocketType, head: bytes = b"") -> None:
         self.moved = 0
         self.done = False
         self.hung_up = False
@@ -249,8 +249,8 @@ class Relay:
 
     def __init__(
         self,
-        client: socket.socket,
-        upstream: socket.socket,
+        client: socket.SocketType,
+        upstream: socket.SocketType,
         *,
         pipes: Pipes,
         loop: asyncio.AbstractEventLoop,

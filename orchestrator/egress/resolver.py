@@ -63,7 +63,9 @@ class Resolver:
                 with contextlib.suppress(OSError):
                     udp.sendto(reply, peer)
 
-    def _admit(self, client: socket.socket, guest: str) -> None:
+    def _admit(self, accepted: socket.SocketType, guest: str) -> None:
+        client = socket.socket(fileno=accepted.detach())  # what the event loop reads from
+        client.setblocking(False)
         state = self._links.of_guest(guest)
         if state is None or self._open.get(guest, 0) >= TCP_OPEN:
             reason = "limit_connections" if state else "unknown_link"

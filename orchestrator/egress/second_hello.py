@@ -21,14 +21,16 @@ def asks_again(flight: bytes) -> bool:
 class SecondHello:
     """Takes the client's bytes from there on.  ``verdict``: None while more are needed, then whether the name is ``name``."""
 
-    __slots__ = ("_name", "_reader", "_start", "data", "verdict")
+    __slots__ = ("_allow_ech", "_name", "_reader", "_start", "data", "verdict")
 
     def __init__(self, name: str | None, *, allow_ech: bool) -> None:
         self.data = bytearray()
         self.verdict: bool | None = None
         self._name = name
         self._start: bytearray | None = bytearray()
-        self._reader = HelloReader(allow_ech=allow_ech)
+        self._allow_ech = allow_ech
+        self._reader: HelloReader | None = None
+        """Made when it is needed: hardly any server asks again."""
 
     def feed(self, data: bytes) -> bool | None:
         self.data += data
@@ -41,6 +43,8 @@ class SecondHello:
             if not self._start or self._start[0] in _BEFORE:
                 return None
             data, self._start = bytes(self._start), None
+        if self._reader is None:
+            self._reader = HelloReader(allow_ech=self._allow_ech)
         result = self._reader.feed(data)
         if result is not None:
             self.verdict = isinstance(result, Hello) and result.name == self._name

@@ -60,7 +60,7 @@ class Session(LiveFlow):
     __slots__ = ("_addresses", "_dial", "_events", "_services", "_task", "_upstream", "client", "kept_alive", "over")
 
     def __init__(
-        self, identifier: str, client: socket.socket, connection: Connection, services: Services, now: float
+        self, identifier: str, client: socket.SocketType, connection: Connection, services: Services, now: float
     ) -> None:
         super().__init__(identifier, connection, services.recorder, now)
         self.client = client
@@ -70,7 +70,7 @@ class Session(LiveFlow):
         self._events = 0
         """What the poller said of the client while nobody read from it."""
         self._task: asyncio.Task[None] | None = None
-        self._upstream: socket.socket | None = None
+        self._upstream: socket.SocketType | None = None
         self._dial: Dial | None = None
         self._addresses: list[str] = []
 
@@ -115,7 +115,7 @@ class Session(LiveFlow):
             self.relay.abort(reason)
         if self._task is not None:
             self._task.cancel()
-        close = socket.socket.close if reason == "ended" else reset
+        close = socket.SocketType.close if reason == "ended" else reset
         for sock in (self.client, self._upstream):
             if sock is not None:
                 self._services.poller.forget(sock.fileno())
@@ -255,7 +255,7 @@ class Session(LiveFlow):
 
     # -- open --------------------------------------------------------------------------------------------------------
 
-    def _join(self, upstream: socket.socket, head: bytes, events: int) -> None:
+    def _join(self, upstream: socket.SocketType, head: bytes, events: int) -> None:
         """Send the head and move bytes until the end."""
         connection = self.connection
         self.deadline = math.inf

@@ -209,7 +209,7 @@ def test_row_37_a_sandbox_that_becomes_a_runner_pings_no_more(
         with pytest.raises(TimeoutError):
             ping(sandbox, RANGE, ident=2)
         assert received(outside) == []
-        assert lab.blocked(seq, sandbox, "protocol_icmp").orig_dst == RANGE
+        assert lab.blocked(seq, sandbox, "protocol_icmp", event="open", orig_dst=RANGE).protocol == "icmp"
     finally:
         lab.install(sandbox, sandbox_policy(), limits=QUICK)
         lab.apply(sandbox, sandbox_policy(), generation=5)

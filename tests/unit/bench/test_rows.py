@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from bench.rows import Bench, Figure, Row, collect, failed, holds, in_turns, middle, percentile, row
+from bench.rows import Bench, Figure, Row, collect, failed, holds, in_turns, middle, middle_pair, percentile, row
 
 SPEED = Figure("speed", "1/s", bar=">= 1.5")
 LOST = Figure("lost", "deliveries", bar="<= 0")
@@ -30,6 +30,11 @@ def test_a_bar_holds_from_its_own_figure_on(bar: str, figure: float, expected: b
 def test_a_bar_that_cannot_be_read_is_an_error_and_not_met(bar: str) -> None:
     with pytest.raises(ValueError, match="no bar"):
         holds(bar, 2)
+
+
+def test_the_middle_pair_is_of_one_round_and_never_the_better_of_two() -> None:
+    assert middle_pair([10, 30, 5], [20, 30, 50]) == (10, 20)
+    assert middle_pair([10, 30], [20, 30]) == (10, 20)
 
 
 def test_the_ratio_is_value_over_peer_and_judged() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -9,10 +11,12 @@ import pytest
 
 from orchestrator.core.flow import Event
 from orchestrator.core.policy import Decision
+from orchestrator.egress import session
 from orchestrator.egress.connection import Connection
 from orchestrator.egress.gateway import PROGRESS_S, Gateway, GatewayOptions
 from orchestrator.egress.links import LinkState
 from orchestrator.egress.recorder import Recorder
+from orchestrator.egress.relay import Pipes, Relay
 from orchestrator.egress.session import Session
 from tests.unit.egress.hellos import hello
 
@@ -119,6 +123,25 @@ async def test_what_waits_too_long_is_ended_by_the_sweep(
     assert gateway.flows == set()
     gateway.sweep()
     assert len(events) == 1
+
+
+async def test_a_session_that_is_over_leaves_nothing_for_the_collector(
+    scene: tuple[Gateway, SimpleNamespace, FakeRelay, list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, _, _, _ = scene
+    monkeypatch.setattr(session, "reset", lambda _sock: None)
+    (flow,) = gateway.flows
+    relay = Relay(None, None, pipes=Pipes(), loop=gateway._services.loop, finished=flow._relayed)  # type: ignore[arg-type]
+    flow.relay = relay
+    gone = weakref.ref(relay)
+    gc.disable()
+    try:
+        gateway._end([flow], "gateway_stopped")
+        assert relay._over
+        del relay, flow
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_blocked_flow_is_recorded_once_as_such(state: Make) -> None:
