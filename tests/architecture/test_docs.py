@@ -209,7 +209,7 @@ def test_sample_configurations_are_accepted(tmp_path: Path) -> None:
             r"^```toml\n(.*?)^```", (ROOT / "docs/operations" / page).read_text(), re.DOTALL | re.MULTILINE
         )
     ]
-    assert len(samples) == 3
+    assert len(samples) == 4
     for sample in samples:
         assert tomllib.loads(sample)
         file = tmp_path / "ironcd.toml"
