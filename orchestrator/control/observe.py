@@ -120,7 +120,8 @@ def _observe_runner(world: World, runner_id: str, seen: ObservedRunner) -> None:
         world.happen(runner_id, RunnerListened())
     if record.bound and seen.policy == record.policy and seen.generation >= record.generation:
         world.happen(runner_id, PolicyBound(record.policy))
-    if seen.exit_code is not None or "runner_exited" in record.marks:
+    stopped = seen.exit_code == 0 and seen.failure is not None
+    if (seen.exit_code is not None or "runner_exited" in record.marks) and not stopped:
         world.happen(runner_id, RunnerExited(seen.exit_code if seen.exit_code is not None else 0))
     elif seen.failure is not None:
         world.happen(runner_id, VmFailed(seen.failure.code, seen.failure.message))

@@ -28,6 +28,7 @@ from orchestrator.host.accelerator import Choice, device_problem
 from orchestrator.host.adopt import adopt
 from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import HELLO_S, Situation, Step, next_step
+from orchestrator.host.exits import failure_of
 from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import find_image, list_images
 from orchestrator.host.parts import Parts, Runner, without_secret
@@ -368,14 +369,9 @@ class Agent:
         with runner.lock:
             if runner.record.exit_code is None:
                 runner.record.exit_code = said.code
-                if said.code != 0 and not runner.record.has("job_hint"):
-                    secrets = (runner.secret,) if runner.secret else ()
-                    runner.record.failure = Failure(
-                        code="runner-exited",
-                        message=f"the runner ended with status {said.code} before it had a job",
-                        remedy="Its last lines say why.",
-                        console=console.clean(said.log_tail, secrets),
-                    )
+                tail = console.clean(said.log_tail, (runner.secret,) if runner.secret else ())
+                failure = failure_of(runner.record, said.code, tail, stopped=runner.stop_told)
+                runner.record.failure = failure or runner.record.failure
         runner.mark(self.parts, "runner_exited")
 
     def _note_crash(self, runner: Runner, why: str) -> None:

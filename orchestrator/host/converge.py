@@ -156,6 +156,9 @@ def _running(want: DesiredRunner, record: Record, situation: Situation, now: flo
 
 def _failure(want: DesiredRunner, record: Record, situation: Situation, now: float) -> Step | None:
     started = record.has("runner_listening") or record.has("job_hint") or record.has("runner_exited")
+    waits = record.has("runner_started") and want.boot_by and now >= want.boot_by - STOPPED_S
+    if waits and not started and not situation.stop_told:
+        return Step("stop", "its runner isn't listening: its last words may say why")
     if _is_late(want, now) and not started:
         return Step("fail", f"its runner wasn't listening in time; {_got_to(record)}", "boot-timeout")
     if _is_silent(record, situation, now):

@@ -204,3 +204,23 @@ async def test_row_20_a_github_without_releases_blocks_nothing(stage: Stage) -> 
     stage.hosts["h1"].images = (Image("default", "sha256:other", "1.0.0"),)
     await failing(stage, 2)
     assert (await stage.job_record(2)).job.conclusion == "success"
+
+
+async def test_row_13_a_guest_whose_clock_is_off_is_told_apart(stage: Stage) -> None:
+    host = stage.hosts["h1"]
+    host.steps_per_move = 9
+    await stage.hosts_move()
+    await stage.deliver(stage.job(1))
+    await stage.look()
+    await stage.hosts_move()
+    (first,) = [record.id for record in await stage.runners()]
+    host.exits(first, 0, stage.now)
+    skewed = Failure("guest-clock", "its clock is more than five minutes off GitHub's")
+    host.seen[first] = msgspec.structs.replace(host.seen[first], failure=skewed)
+    host.steps_per_move = 99
+    await stage.run(seconds=2)
+    gone = await stage.store.runner(first)
+    assert gone is not None
+    assert gone.life.reason == "guest-clock"
+    assert "guest-clock" in next(m.detail for m in (await stage.job_record(1)).job.story if m.what == "runner_failed")
+    assert (await stage.job_record(1)).job.conclusion == "success"

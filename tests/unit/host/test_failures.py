@@ -12,6 +12,7 @@ from orchestrator.core.machine import MachineClass
 from orchestrator.core.policy import Policy, Rule
 from orchestrator.core.wire import DesiredRunner
 from orchestrator.host.converge import HANGS_S, HELLO_S, STOP_BEFORE_END_S, STOPPED_S, Situation, Step, next_step
+from orchestrator.host.exits import failure_of
 from orchestrator.host.record import Record
 
 ULID = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
@@ -46,6 +47,34 @@ def test_row_12_a_runner_that_never_listens() -> None:
     failed = next_step(wish(), seen, KVM, START + 300)
     assert (failed.verb, failed.code) == ("fail", "boot-timeout")
     assert "guest_hello" in failed.reason, "how far it got"
+
+
+def test_row_13_a_runner_that_cant_sign_in_is_stopped_in_time_to_say_why() -> None:
+    seen = record(guest_hello=START, jit_taken=START, seed_gone=START, runner_started=START + 9)
+    assert next_step(wish(), seen, KVM, START + 279).verb == "keep"
+    assert next_step(wish(), seen, KVM, START + 280).verb == "stop"
+    told = Situation(stop_told=True)
+    assert next_step(wish(), seen, told, START + 299).verb == "keep"
+    assert next_step(wish(), seen, told, START + 300).code == "boot-timeout"
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped", "last", "found"),
+    [
+        (0, True, "The local machine's clock may be out of sync with the server time", "guest-clock"),
+        (1, False, "The local machine's clock may be out of sync with the server time", "guest-clock"),
+        (0, True, "Runner connect error: retrying", "boot-timeout"),
+        (1, False, "Registration was not found", "runner-exited"),
+        (0, False, "The runner no longer exists on the server", ""),
+    ],
+)
+def test_row_13_what_a_runner_said_last_is_the_evidence(code: int, stopped: bool, last: str, found: str) -> None:
+    failure = failure_of(record(runner_started=START), code, last, stopped=stopped)
+    assert (failure.code if failure is not None else "") == found
+    if failure is not None:
+        assert failure.console == last
+    worked = record(runner_started=START, runner_listening=START, job_hint=START)
+    assert failure_of(worked, code, last, stopped=stopped) is None
 
 
 def test_row_16_a_runner_that_hangs_after_its_job() -> None:

@@ -167,7 +167,8 @@ def test_status_2_starts_it_again_from_its_own_files_five_times() -> None:
     assert kinds(session.exited(2, 10.0)) == [Send, PowerOff]
 
 
-def test_a_failed_sign_in_is_tried_again_with_growing_pauses() -> None:
+def test_row_13_a_failed_sign_in_is_tried_again_with_the_same_registration() -> None:
+    assert SIGN_IN_PAUSES_S == (1.0, 2.0, 5.0, 10.0, 20.0), "a registration lags for up to a minute"
     session, now = running(), 1.0
     for pause in SIGN_IN_PAUSES_S:
         assert kinds(session.exited(1, now)) == []
@@ -177,6 +178,10 @@ def test_a_failed_sign_in_is_tried_again_with_growing_pauses() -> None:
         assert start.with_registration
         session.started(8, now)
     assert kinds(session.exited(1, now)) == [Send, PowerOff]
+
+
+def test_row_13_a_session_conflict_is_final() -> None:
+    assert kinds(running().exited(5, 2.0)) == [Send, PowerOff]
 
 
 def test_status_1_of_a_runner_that_listened_is_final() -> None:
