@@ -162,7 +162,9 @@ def _failure(want: DesiredRunner, record: Record, situation: Situation, now: flo
     if _is_late(want, now) and not started:
         return Step("fail", f"its runner wasn't listening in time; {_got_to(record)}", "boot-timeout")
     if _is_silent(record, situation, now):
-        return Step("fail", f"its guest said nothing for {situation.hello_s:.0f} s after its start", "guest-silent")
+        return Step(
+            "fail", f"its guest said nothing for {situation.hello_s:.0f} s after its start", code="guest-silent"
+        )
     return None
 
 
