@@ -30,6 +30,7 @@ from orchestrator.core.wire import LedgerAck, LedgerBatch
 from orchestrator.system import day_lines
 
 LINE_LIMIT = 64 << 10
+SET_BACK_S = 2 * 86400.0
 _GAPS = ".gaps"
 
 log = structlog.get_logger()
@@ -58,6 +59,7 @@ class Ledger:
         self._folder = folder
         self._clock = clock
         self._next: dict[str, int] = {}
+        self._last_day: dict[str, str] = {}
         self._asked_back: dict[str, int] = {}
         self._checkpoints: dict[str, Checkpoints] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -128,10 +130,23 @@ class Ledger:
             return wanted
         if first > wanted:
             self._note(Gap(stream, wanted, first - 1, self._clock()))
-        day_lines.append(self._folder / stream, day_lines.day_of(self._clock()), [line for _, line in fresh])
+        day_lines.append(self._folder / stream, self._day(stream), [line for _, line in fresh])
         self.received += len(fresh)
         self._next[stream] = last + 1
         return last + 1
+
+    def _day(self, stream: str) -> str:
+        """The day that lines are filed under now: never one before the last, so that records stand in their order.
+
+        Unless the clock was wrong by more than `SET_BACK_S`: a far day's file would take in all until that day comes.
+        """
+        now = self._clock()
+        last = self._last_day.get(stream)
+        if last is None:
+            last = max(self.days(stream), default="")
+        day = max(day_lines.day_of(now), last) if last <= day_lines.day_of(now + SET_BACK_S) else day_lines.day_of(now)
+        self._last_day[stream] = day
+        return day
 
     def _numbered(self, batch: LedgerBatch) -> list[tuple[int, bytes]]:
         seq = batch.first_seq - 1

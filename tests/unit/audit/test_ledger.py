@@ -78,6 +78,32 @@ async def test_days_are_files(ledger: Ledger, clock: Clock) -> None:
     assert ledger.days("h1") == ["2023-11-14", "2023-11-15"]
 
 
+async def test_a_clock_that_is_set_back_puts_no_record_before_an_earlier_one(
+    ledger: Ledger, clock: Clock, tmp_path: Path
+) -> None:
+    clock.now += 86400
+    await ledger.receive(batch(event(1), event(2)))
+    clock.now -= 86400
+    await ledger.receive(batch(event(3)))
+    ledger = Ledger(tmp_path / "egress", clock=clock)
+    await ledger.receive(batch(event(4)))
+    assert (ledger.days("h1"), seqs(ledger)) == (["2023-11-15"], [1, 2, 3, 4])
+    clock.now += 2 * 86400
+    await ledger.receive(batch(event(5)))
+    assert ledger.days("h1") == ["2023-11-15", "2023-11-16"]
+
+
+async def test_a_clock_that_was_years_ahead_doesnt_file_all_under_that_day(
+    ledger: Ledger, clock: Clock, tmp_path: Path
+) -> None:
+    clock.now += 1000 * 86400
+    await ledger.receive(batch(event(1)))
+    clock.now -= 1000 * 86400
+    await ledger.receive(batch(event(2)))
+    assert ledger.days("h1") == ["2023-11-14", "2026-08-10"]
+    assert Ledger(tmp_path / "egress", clock=clock).next_seq("h1") == 3
+
+
 @pytest.mark.parametrize("host", ["", "../h1", ".gaps", "a/b", "x" * 200])
 async def test_a_hosts_name_is_no_path(host: str, ledger: Ledger) -> None:
     with pytest.raises(BadBatch):
