@@ -93,7 +93,7 @@ class Engine:
         rows = self._cursor().execute(
             f"SELECT filename, seq FROM read_parquet(?, filename=true){condition} "  # noqa: S608 - conditions of ours, values apart
             f"ORDER BY ts DESC, gateway DESC, seq DESC LIMIT {int(limit)}",
-            [[str(path.resolve()) for path in parquet], *values],
+            [_real(parquet), *values],
         )
         return [(str(file), int(seq)) for file, seq in rows.fetchall()]
 
@@ -151,12 +151,18 @@ class Engine:
             return self._connection.cursor()
 
 
+def _real(paths: Sequence[Path]) -> list[str]:
+    """With their folders resolved, each once: a year has thousands of files in a few of them."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    return [f"{folders[path.parent]}/{path.name}" for path in paths]
+
+
 def _sources(parquet: Sequence[Path], lines: Sequence[Path]) -> tuple[str, list[list[str]]]:
     sources, files = [], []
     for query, paths in ((_FROM_PARQUET, parquet), (_FROM_JSON, lines)):
         if paths:
             sources.append(query)
-            files.append([str(path.resolve()) for path in paths])
+            files.append(_real(paths))
     return " UNION ALL ".join(sources), files
 
 

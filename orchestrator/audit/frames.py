@@ -86,11 +86,7 @@ class Frames:
             for number, group in itertools.groupby(wanted, self._frame_of):
                 if number < 0:
                     continue
-                here = set(group)
-                for line in self._content(file, number).split(b"\n"):
-                    seq = _seq(line)
-                    if seq in here and seq is not None:
-                        found[seq] = line
+                found |= _picked(self._content(file, number).split(b"\n"), self._firsts[number], set(group))
         return found
 
     def since(self, seq: int) -> Iterator[bytes]:
@@ -109,6 +105,14 @@ class Frames:
             return zstandard.ZstdDecompressor().decompress(file.read(end - begin), max_output_size=_FRAME_LIMIT)
         except zstandard.ZstdError as error:
             raise ValueError(f"{self._path}: {error}") from error
+
+
+def _picked(lines: list[bytes], first: int, wanted: set[int]) -> dict[int, bytes]:
+    """Those ``wanted`` of a frame that begins with number ``first``.  Most frames have no gap: a line is where it should be."""
+    found = {seq: lines[seq - first] for seq in wanted if first <= seq < first + len(lines)}
+    if len(found) == len(wanted) and all(_seq(line) == seq for seq, line in found.items()):
+        return found
+    return {seq: line for line in lines if (seq := _seq(line)) is not None and seq in wanted}
 
 
 def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:

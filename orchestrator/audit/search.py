@@ -91,14 +91,14 @@ def find(ledger: Ledger, query: Query, *, limit: int = 1000, cursor: str = "") -
     """The newest ``limit`` events that match, older than ``cursor`` where there is one.  Raises `BadCursor`."""
     limit = max(1, min(limit, LIMIT))
     before = _decode(cursor) if cursor else None
-    days = [_look(ledger, stream, day) for stream in ledger.streams(query.gateway) for day in ledger.days(stream)]
-    spanned = set(_days({day.day for day in days}, query))
-    days = sorted((day for day in days if day.day in spanned), reverse=True)
-    newest = _newest(_scan(ledger, query, (day for day in days if day.file is None)), before, limit + 1)
-    for chunk in _chunks([day for day in days if day.file is not None]):
-        if len(newest) > limit and place_of(newest[-1])[0] > _end_of(chunk[0].day) + DAY_S:
+    streams = {stream: ledger.days(stream) for stream in ledger.streams(query.gateway)}
+    newest: list[Event] = []
+    for names in _chunks(_days({day for days in streams.values() for day in days}, query)):
+        if len(newest) > limit and place_of(newest[-1])[0] > _end_of(names[0]) + DAY_S:
             break
-        newest = _newest([*newest, *_ask(ledger, query, chunk, before, limit + 1)], before, limit + 1)
+        wanted = set(names)
+        days = [_look(ledger, stream, day) for stream, there in streams.items() for day in there if day in wanted]
+        newest = _newest([*newest, *_here(ledger, query, days, before, limit + 1)], before, limit + 1)
     page = newest[:limit][::-1]
     older = _encode(place_of(page[0])) if len(newest) > limit else ""
     return Page(tuple(page), older)
@@ -129,14 +129,20 @@ def _stat(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _chunks(days: Sequence[_Day]) -> Iterator[Sequence[_Day]]:
-    """``days``, newest first, in groups that grow and hold whole days."""
-    names = sorted({day.day for day in days}, reverse=True)
+def _chunks(days: Iterable[str]) -> Iterator[Sequence[str]]:
+    """``days``, newest first, in groups that grow: most questions are answered by the first few, and look at no others."""
+    names = sorted(days, reverse=True)
     at, size = 0, FIRST_DAYS
     while at < len(names):
-        part = set(names[at : at + size])
-        yield [day for day in days if day.day in part]
+        yield names[at : at + size]
         at, size = at + size, size * 4
+
+
+def _here(ledger: Ledger, query: Query, days: Sequence[_Day], before: Place | None, limit: int) -> list[Event]:
+    """What matches in these days, or at least the newest ``limit`` of it."""
+    found = _newest(_scan(ledger, query, (day for day in days if day.file is None)), before, limit)
+    asked = [day for day in days if day.file is not None]
+    return [*found, *_ask(ledger, query, asked, before, limit)] if asked else found
 
 
 def _ask(ledger: Ledger, query: Query, chunk: Sequence[_Day], before: Place | None, limit: int) -> list[Event]:
