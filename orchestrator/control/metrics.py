@@ -25,6 +25,7 @@ from orchestrator.control.records import Drain, JobRecord, RunnerRecord, Sightin
 from orchestrator.control.store import Store
 from orchestrator.control.views import runners_by_host
 from orchestrator.control.vitals import vitals
+from orchestrator.control.world import INCIDENTS
 from orchestrator.core.errors import StoreError
 from orchestrator.core.placement import HostView, free_of
 from orchestrator.core.runner import PHASES
@@ -51,6 +52,7 @@ FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
     "strays": ({},),
     "alarms": ({},),
     "worker_errors": ({},),
+    "incidents": tuple({"kind": kind} for kind in ("infrastructure_loss", *INCIDENTS.values())),
     "orphans": tuple({"answer": answer} for answer in get_args(Removal)),
     "redeliveries": tuple({"result": result} for result in ("asked", "refused", "given_up")),
     "looks": tuple({"result": result} for result in ("done", "failed", "left_to_another")),

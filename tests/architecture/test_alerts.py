@@ -10,15 +10,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from fakeredis import FakeAsyncRedis
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.control import metrics
-from orchestrator.control.records import Sighting
+from orchestrator.control.records import Drain, Sighting
 from orchestrator.control.store import Store
 from orchestrator.core.machine import Capacity
+from orchestrator.core.quarantine import Quarantine, Ward
+from orchestrator.core.runner_release import Releases
 from orchestrator.core.wire import Failure, Image, Observed
 from orchestrator.system.process import run
 
@@ -80,6 +83,10 @@ async def exported() -> str:
         images=(Image("default", "d", "2.336.0", created=1.0),), problems=(Failure("libvirt-away", "x"),),
     )  # fmt: skip
     await store.put_sighting(Sighting(1.0, seen))
+    await store.drain("h1", Drain(1.0, 2.0))
+    ward = Ward(held={"host:h1": Quarantine(1.0, "starts failed")})
+    await store.client.set(store.names.ward, msgspec.json.encode(ward))
+    await store.client.set(store.names.releases, msgspec.json.encode(Releases(published={"2.400.0": 1.0})))
     by = "{installation=7,resource=core}"
     await store.add_counts({}, {f"github_remaining{by}": 1, f"github_limit{by}": 2, "github_clock_skew": 0.5})
     return (await metrics.scrape(store)).decode()
