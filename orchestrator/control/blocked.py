@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 
+from orchestrator.control.commit_checks import add_check
 from orchestrator.control.github import GitHub, GitHubFailure, RateLimited, Unavailable
 from orchestrator.control.records import JobRecord
 from orchestrator.control.store import Store
@@ -84,17 +85,5 @@ class BlockedReporter:
         await self._github.set_commit_status(
             job.installation, job.repo, job.head_sha, state="success", context=context, description=text
         )
-        try:
-            await self._github.add_check_run(
-                job.installation,
-                job.repo,
-                job.head_sha,
-                name=context,
-                conclusion="neutral",
-                title=text,
-                summary=report(blocked, POLICY_PATH),
-            )
-        except (Unavailable, RateLimited):
-            raise
-        except GitHubFailure as error:
-            log.info("check_run_refused", job=job.id, error=error.message)
+        summary = report(blocked, POLICY_PATH)
+        await add_check(self._github, job, name=context, conclusion="neutral", title=text, summary=summary)

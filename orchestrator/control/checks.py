@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 import msgspec
-import structlog
 
+from orchestrator.control.commit_checks import add_check
 from orchestrator.control.github import GitHub, GitHubFailure, Missing, RateLimited, Refused, Unavailable
 from orchestrator.control.groups import Groups
 from orchestrator.control.ingest import class_of, learn
@@ -32,8 +32,6 @@ ENDED_CHECK_S = 10.0
 GHOST_S = 120.0
 """A runner that listens and that GitHub doesn't know: it may be a record that lags, until it has been so for so long."""
 STATUS_CONTEXT = "ironcd/policy"
-
-log = structlog.get_logger()
 
 
 class Checks:
@@ -174,29 +172,25 @@ class Checks:
                 context=STATUS_CONTEXT,
                 description=text,
             )
+            await self._say_in_full(job, text, refused=bool(refusal))
         except (Unavailable, RateLimited):
             return
         except GitHubFailure as error:
             self._world.tell_job(job.id, "status_refused", error.message)
-        await self._say_in_full(job, text, refused=bool(refusal))
         self._world.put_job(msgspec.structs.replace(self._world.jobs[job.id], status=refusal))
 
     async def _say_in_full(self, job: Job, title: str, *, refused: bool) -> None:
-        """A check run with every mistake and what to do about each, where the App may write checks; a status is a line."""
+        """A check run with every mistake and what to do about each; a status is a line."""
         told = next((moment.detail for moment in reversed(job.story) if moment.what == "policy_refused"), "")
         fence = "~" * max(3, *(len(run) + 1 for run in re.findall("~+", told)), 3)
-        try:
-            await self._github.add_check_run(
-                job.installation,
-                job.repo,
-                job.head_sha,
-                name=STATUS_CONTEXT,
-                conclusion="failure" if refused else "success",
-                title=title,
-                summary=f"{fence}text\n{told}\n{fence}" if refused else title,
-            )
-        except GitHubFailure as error:
-            log.info("check_run_refused", job=job.id, error=error.message)
+        await add_check(
+            self._github,
+            job,
+            name=STATUS_CONTEXT,
+            conclusion="failure" if refused else "success",
+            title=title,
+            summary=f"{fence}text\n{told}\n{fence}" if refused else title,
+        )
 
     async def _learn(self, job: Job) -> None:
         installation = await self._installations.get(job.installation, job.repo, self._world.now)

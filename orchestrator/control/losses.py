@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from orchestrator.control.commit_checks import add_check
 from orchestrator.control.github import GitHub, GitHubFailure, RateLimited, Unavailable
 from orchestrator.core.loss import HOLD_S, SILENT_S, is_loss, is_quiet
 from orchestrator.core.names import ulid_of
@@ -133,20 +134,8 @@ class LossSayer:
         )
         if not record.loss:
             return
-        try:
-            await self._github.add_check_run(
-                job.installation,
-                job.repo,
-                job.head_sha,
-                name=context,
-                conclusion="neutral",
-                title=text,
-                summary=self._evidence(record),
-            )
-        except (Unavailable, RateLimited):
-            raise
-        except GitHubFailure as error:
-            log.info("check_run_refused", job=job.id, error=error.message)
+        evidence = self._evidence(record)
+        await add_check(self._github, job, name=context, conclusion="neutral", title=text, summary=evidence)
 
     def _evidence(self, record: JobRecord) -> str:
         """Markdown.  What a guest said last is its own word: shown as it is, and never as markup."""
