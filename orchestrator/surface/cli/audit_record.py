@@ -28,6 +28,8 @@ Folder = Annotated[
 ]
 _DAY_S = 86400.0
 _PAGE = 10_000
+_SHORT_S = 1.0
+"""What came within so short a time is held in memory, however much it is."""
 
 
 def export(
@@ -77,21 +79,29 @@ def _format(given: str) -> Format:
 
 
 def _oldest_first(client: ApiClient, asked: Asked) -> Iterator[dict[str, Any]]:
-    """Day by day, so that no more than a day's events are in memory."""
+    """Day by day."""
     begin, end = float(asked["since"] or 0.0), float(asked["until"] or time.time())
     while begin < end:
         until = min(begin + _DAY_S, end)
-        pages: list[list[dict[str, Any]]] = []
-        cursor = ""
-        while True:
-            page = client.get("egress", {**asked, "since": begin, "until": until, "limit": _PAGE, "cursor": cursor})
-            pages.append(page["events"])
-            cursor = page.get("cursor", "")
-            if not cursor:
-                break
-        for events in reversed(pages):
-            yield from events
+        yield from _between(client, asked, begin, until)
         begin = until
+
+
+def _between(client: ApiClient, asked: Asked, begin: float, until: float) -> Iterator[dict[str, Any]]:
+    """In one page where all fit in it, else each half by itself: the API begins with the newest, and we with the oldest."""
+    pages: list[list[dict[str, Any]]] = []
+    cursor = ""
+    while not pages or cursor:
+        page = client.get("egress", {**asked, "since": begin, "until": until, "limit": _PAGE, "cursor": cursor})
+        pages.append(page["events"])
+        cursor = page.get("cursor", "")
+        if cursor and until - begin > _SHORT_S:
+            middle = (begin + until) / 2
+            yield from _between(client, asked, begin, middle)
+            yield from _between(client, asked, middle, until)
+            return
+    for events in reversed(pages):
+        yield from events
 
 
 def verify(

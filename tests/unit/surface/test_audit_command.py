@@ -185,6 +185,15 @@ def test_export_writes_all_in_order(form, config, api, monkeypatch, capsys):
     assert {asked["runner"] for asked in api.asked} == {ULID}
 
 
+def test_export_of_a_busy_moment_comes_in_order_too(config, api, monkeypatch, capsys):
+    import msgspec
+
+    at = NOW - 3600
+    api.events = [msgspec.to_builtins(event(at + n * 1e-4, seq=n, gateway="h1")) for n in range(1, 30)]
+    assert run(monkeypatch, *config, "export", "--format", "jsonl", "--since", "2h") == 0
+    assert [json.loads(line)["seq"] for line in capsys.readouterr().out.splitlines()] == list(range(1, 30))
+
+
 @pytest.mark.parametrize(
     "argv", [("--format", "xml"), ("--format", "csv", "--vm", "x"), ("--format", "csv", "--since", "x")]
 )
