@@ -122,6 +122,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "quarantine:lifted"
 
     @property
+    def listening(self) -> str:
+        """Since when hosts' reports are taken in.  The API alone writes it."""
+        return self.prefix + "listening"
+
+    @property
     def releases(self) -> str:
         """GitHub's releases of its runner, and the images in use."""
         return self.prefix + "releases"

@@ -13,7 +13,7 @@ import structlog
 
 from orchestrator.control.commit_checks import add_check
 from orchestrator.control.github import GitHub, GitHubFailure, RateLimited, Unavailable
-from orchestrator.core.loss import HOLD_S, SILENT_S, is_loss, is_quiet
+from orchestrator.core.loss import HOLD_S, SILENT_S, is_loss, is_quiet, was_reported
 from orchestrator.core.names import ulid_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONTEXT = "ironcd/infrastructure"
 BACK = "its machine answers again"
+UNHEARD = "its runner ended, and GitHub still waits for it"
 
 log = structlog.get_logger()
 
@@ -32,12 +33,12 @@ def note_end(world: World, runner: RunnerRecord) -> None:
     record = world.jobs.get(life.job_id)
     if record is None or record.job.state != "in_progress":
         return
-    if is_quiet(life.reason, runner.exit_code):
+    if is_quiet(life.reason, runner.exit_code) or "job_completed" in runner.marks:
         if not record.quiet_at:
             world.put_job(msgspec.structs.replace(record, quiet_at=world.now))
     elif is_loss(life.reason, runner.exit_code):
         why = f"{life.reason}: {life.detail}" if life.detail else life.reason
-        _lose(world, record, f"{why} (host {life.host}, runner {runner.name})")
+        _lose(world, record, f"{why} (host {life.host}, runner {runner.name})", world.now)
 
 
 def note_losses(world: World) -> None:
@@ -45,8 +46,8 @@ def note_losses(world: World) -> None:
     for record in list(world.jobs.values()):
         job = record.job
         if job.over:
-            if record.loss and job.conclusion == "success":
-                _take_back(world, record, "GitHub says that it succeeded")
+            if record.loss and job.conclusion != "cancelled" and was_reported(job, record.lost_at, record.over_at):
+                _take_back(world, record, "its runner had told GitHub of its end")
         elif job.state == "in_progress" and job.served == "yes":
             _look_at(world, record)
 
@@ -57,17 +58,21 @@ def _look_at(world: World, record: JobRecord) -> None:
         if not record.quiet_at:  # it ended before we knew that it had the job
             world.put_job(msgspec.structs.replace(record, quiet_at=world.now))
         elif world.now - record.quiet_at >= HOLD_S:
-            _lose(world, record, "its runner ended, and GitHub still waits for it")
-    elif runner.life.phase == "RUNNING":
-        _listen(world, record, runner)
+            _lose(world, record, UNHEARD, record.quiet_at)
+    elif runner.life.phase not in ("DESTROYING", "GONE"):
+        if record.quiet_at:
+            world.put_job(msgspec.structs.replace(record, quiet_at=0.0))
+        if runner.life.phase == "RUNNING":
+            _listen(world, world.jobs[record.job.id], runner)
     elif record.quiet_at and world.now - record.quiet_at >= HOLD_S:
-        _lose(world, record, "its runner ended, and GitHub still waits for it")
+        _lose(world, record, UNHEARD, record.quiet_at)
 
 
 def _listen(world: World, record: JobRecord, runner: RunnerRecord) -> None:
     silence = _silence(world, runner)
     if silence >= SILENT_S:
-        _lose(world, record, f"its guest has been silent for a minute (host {runner.life.host}, runner {runner.name})")
+        why = f"its guest has been silent for a minute (host {runner.life.host}, runner {runner.name})"
+        _lose(world, record, why, world.now - silence)
     elif record.loss:
         _take_back(world, record, BACK)
 
@@ -81,13 +86,13 @@ def _silence(world: World, runner: RunnerRecord) -> float:
     return sighting.observed.at - seen.heard_at if seen is not None and seen.heard_at else 0.0
 
 
-def _lose(world: World, record: JobRecord, why: str) -> None:
+def _lose(world: World, record: JobRecord, why: str, at: float) -> None:
     if record.loss:
         return
     job = record.job
     log.error("infrastructure_loss", job=job.id, repo=job.repo, why=why)
     world.count("incidents{kind=infrastructure_loss}")
-    world.put_job(msgspec.structs.replace(record, loss=why, checked_at=0.0))
+    world.put_job(msgspec.structs.replace(record, loss=why, lost_at=at, checked_at=0.0))
     world.change_job(job.id, reason=f"infrastructure loss: {why}")
     world.tell_job(job.id, "infrastructure_loss", why)
 

@@ -11,6 +11,7 @@ from orchestrator.control.quarantine import said
 from orchestrator.control.records import RunnerRecord, Sighting
 from orchestrator.control.world import LIVE, World
 from orchestrator.core.clocks import UNKNOWN_WAY_S, skew_of_sender
+from orchestrator.core.listening import silence
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.placement import HostView
 from orchestrator.core.runner import HostLost, PolicyBound, RunnerExited, RunnerListened, Ticked, VmFailed, VmProvedGone
@@ -24,7 +25,7 @@ def observe(world: World) -> None:
     """Take in every report, and the silence of hosts that send none; then let time pass."""
     by_host = world.by_host()
     for host, sighting in world.sightings.items():
-        lost = world.now - sighting.at > world.settings.pace.host_lost_s
+        lost = silence(sighting.at, world.listening, world.now) > world.settings.pace.host_lost_s
         seen = {runner.id: runner for runner in sighting.observed.runners}
         world.rollout.seen(sighting.observed.images)
         for record in by_host.get(host, ()):

@@ -12,6 +12,7 @@ import msgspec
 from orchestrator.core.flow import Identity
 from orchestrator.core.inbox import Delivery
 from orchestrator.core.job import Job, Moment
+from orchestrator.core.listening import Listening
 from orchestrator.core.loss import Rerun
 from orchestrator.core.names import names_of
 from orchestrator.core.quarantine import Ward
@@ -37,6 +38,7 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     over_at: float = 0.0
     loss: str = ""
     """What became of its machine while GitHub still thought it running; for a person to read."""
+    lost_at: float = 0.0
     loss_said: str = ""
     """What its commit was told of that."""
     quiet_at: float = 0.0
@@ -154,6 +156,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     outage_since: float = 0.0
     """When GitHub stopped answering; 0 where no outage goes on."""
     releases: Releases = Releases()
+    listening: Listening | None = None
+    """Since when hosts can be heard; None where no API has said."""
     ward: Ward = Ward()
     lifted: dict[str, float] = {}
     """Quarantines that an admin ended, and when."""

@@ -19,6 +19,7 @@ from orchestrator.control.changes import Changes, Names
 from orchestrator.control.records import Drain, Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
+from orchestrator.core.listening import Listening, noted
 from orchestrator.core.policy import Policy
 from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner_release import Releases
@@ -162,10 +163,9 @@ class Store:
             pipe.zrange(names.served, 0, -1, withscores=True)
             pipe.get(names.releases)
             pipe.hgetall(names.draining)
-            read = await self._ask(pipe.execute())
-        _, jobs, runners, sightings, sums, inbox, known, outage, cordoned, ward, lifted, served, releases, draining = (
-            read
-        )
+            pipe.get(names.listening)
+            _, jobs, runners, sightings, sums, inbox, *rest = await self._ask(pipe.execute())
+        known, outage, cordoned, ward, lifted, served, releases, draining, listening = rest
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -179,6 +179,7 @@ class Store:
             releases=_value(releases, Releases),
             lifted={subject: float(at) for subject, at in _texts(lifted).items()},
             draining=_drains(draining),
+            listening=_listening(listening),
             served={repo.decode(): at for repo, at in served},
         )
 
@@ -247,6 +248,11 @@ class Store:
     async def releases(self) -> Releases:
         """What is known of GitHub's releases of its runner, and the images in use."""
         return _value(await self._ask(self.client.get(self.names.releases)), Releases)
+
+    async def note_listening(self, now: float) -> None:
+        """An API listens to hosts, now."""
+        known = _listening(await self._ask(self.client.get(self.names.listening)))
+        await self._ask(self.client.set(self.names.listening, msgspec.json.encode(noted(known, now))))
 
     async def reruns(self, run_id: int) -> int:
         """How often a run was run again for a loss."""
@@ -456,6 +462,10 @@ def _value(raw: bytes | None, kind: type[_T]) -> _T:
 
 def _drains(fields: dict[bytes, bytes]) -> dict[str, Drain]:
     return {key.decode(): msgspec.json.decode(raw, type=Drain) for key, raw in fields.items()}
+
+
+def _listening(raw: bytes | None) -> Listening | None:
+    return None if raw is None else msgspec.json.decode(raw, type=Listening)
 
 
 def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:

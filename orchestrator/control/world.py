@@ -78,6 +78,7 @@ class World:
         self.rollout = Rollout(snapshot.releases, now, first=not snapshot.known)
         self.outage_since = self._outage_written = snapshot.outage_since
         """Of GitHub; 0 where it answers."""
+        self.listening = snapshot.listening
         self.away: dict[int, str] = {}
         """Installations out of reach, and why (`orchestrator.control.standing`)."""
         self.progress = False

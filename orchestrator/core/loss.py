@@ -4,7 +4,7 @@
   Until then we only say what we saw; we never end a job in GitHub's place.
 - A runner that ended with status 0 has mostly done its job, and only GitHub's word is missing: nothing is lost before the
   hold has run out.
-- A job that GitHub calls a success was none, whatever we saw.
+- A job that GitHub calls a success was none, whatever we saw; nor is one that it ended before it can have noticed.
 - Run again is only what failed by a loss, where a setting says so: never what a person cancelled, never a deployment or
   what may be one, and a run at most so many times.
 """
@@ -21,6 +21,8 @@ HOLD_S = 600.0
 """A runner's hold of its job lasts so long from its last renewal."""
 SILENT_S = 60.0
 """A guest says that it lives every ten seconds; so long without is a loss."""
+REPORTED_S = 120.0
+"""GitHub ends a lost job minutes after its machine's last sign of life; an end that comes sooner was reported by the runner."""
 NO_LOSS = frozenset({"job_completed", "lifetime", "drain", "drained"})
 """Why a machine may end under its job without anything being lost: it was GitHub's end, or an admin's."""
 AGAIN_S = 30.0
@@ -51,6 +53,11 @@ def is_loss(reason: str, exit_code: int | None) -> bool:
 def is_quiet(reason: str, exit_code: int | None) -> bool:
     """True where its runner ended in order, and only GitHub's word about the job is missing."""
     return reason == "runner_exited" and exit_code in (0, None)
+
+
+def was_reported(job: Job, lost_at: float, over_at: float) -> bool:
+    """True where GitHub ended the job too soon after its machine to have noticed by itself: the runner told it."""
+    return job.conclusion == "success" or (job.completed_at or over_at) < lost_at + REPORTED_S
 
 
 def may_rerun(job: Job, where: tuple[str, ...], machine: str) -> bool:

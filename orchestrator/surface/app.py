@@ -23,6 +23,7 @@ from starlette.types import Lifespan, Receive, Scope, Send
 from orchestrator import audit
 from orchestrator.control import admin_api, drain_api, hosts_api, metrics, quarantine_api
 from orchestrator.control.auth import AdminToken, HostTokens
+from orchestrator.control.listening import listen
 from orchestrator.control.policy_archive import POLICIES, PolicyArchive
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
@@ -77,6 +78,8 @@ def create_app(settings: ControlSettings) -> FastAPI:
             stack.push_async_callback(hosts.close)
             stack.callback(ledger.engine.close)
             retention = settings.retention if settings.delete_records else None
+            listening = asyncio.create_task(listen(store))
+            stack.push_async_callback(_ended, listening)
             tending = asyncio.create_task(audit.tend(ledger.folder, retention))
             stack.push_async_callback(_ended, tending)
             if settings.checkpoint_copies:

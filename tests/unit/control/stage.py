@@ -247,7 +247,7 @@ class Stage:
         kept = {
             "t:counters", "t:jobs:done", "t:jobs:done:at", "t:runners:gone", "t:runners:gone:at", "t:sightings",
             "t:desired", "t:desired:sums", "t:inbox", "t:policies", "t:policies:of", "t:fence", "t:known", "t:dead", "t:hint",
-            "t:redelivery", "t:hosts:cordoned", "t:repos:active", "t:repos:searched", "t:quarantine", "t:releases",
+            "t:redelivery", "t:hosts:cordoned", "t:repos:active", "t:repos:searched", "t:quarantine", "t:releases", "t:listening",
             "t:repos:served", "t:hosts:draining", "t:jobs:unserved", "t:jobs:unserved:at",
         }  # fmt: skip
         found: dict[str, object] = {

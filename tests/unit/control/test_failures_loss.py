@@ -370,3 +370,51 @@ async def test_row_16_in_progress_after_the_runner_has_ended_is_lost_when_its_ho
     assert (record.job.conclusion, bool(record.loss)) == ("failure", True)
     assert runner_name(runner) not in {seen.name for seen in stage.github.runners.values()}
     assert await stage.leftovers() == {}
+
+
+async def test_row_15_a_job_that_failed_by_itself_is_no_loss_whatever_was_seen_first(again: Stage) -> None:
+    """Its machine is seen to end before GitHub's word comes, and what its runner said last was lost."""
+    (runner,) = await running(again, 1)
+    host = again.hosts["h1"]
+    host.seen[runner] = msgspec.structs.replace(host.seen[runner], vm="stopped")
+    await turns(again)
+    assert "vm_stopped" in await loss(again, 1)
+    again.now += 20
+    await again.deliver(again.github.end(1, "failure"))
+    await again.run(seconds=2, deliver=False)
+    record = await again.job_record(1)
+    assert (record.job.conclusion, record.loss, record.rerun) == ("failure", "", None)
+    assert "rerun_job" not in again.github.calls
+
+
+async def test_row_15_a_machine_that_dies_after_its_job_ended_is_no_loss(stage: Stage) -> None:
+    (runner,) = await running(stage, 1)
+    host = stage.hosts["h1"]
+    host.seen[runner] = msgspec.structs.replace(
+        host.seen[runner], marks={**host.seen[runner].marks, "job_completed": stage.now}
+    )
+    crashes(stage, runner)
+    await turns(stage)
+    assert await loss(stage, 1) == ""
+
+
+async def test_row_15_a_control_plane_that_was_away_for_an_hour_takes_nobody_for_lost(stage: Stage) -> None:
+    (runner,) = await running(stage, 1)
+    await stage.store.note_listening(stage.now)
+    stage.now += 3600
+    stage.reconciler = stage.fresh()
+    await stage.look()
+    assert await loss(stage, 1) == "", "nobody listens yet"
+    await stage.store.note_listening(stage.now)
+    await stage.look()
+    assert await loss(stage, 1) == "", "nobody had the time to be heard"
+    for _ in range(12):
+        stage.now += 15
+        await stage.store.note_listening(stage.now)
+        await stage.look()
+    assert await loss(stage, 1) == ""
+    stage.now += 15
+    await stage.store.note_listening(stage.now)
+    await stage.look()
+    assert "host_lost" in await loss(stage, 1), "silent for three minutes, and somebody listened"
+    assert runner in {record.id for record in await stage.runners()}
