@@ -53,7 +53,7 @@ class Seen(msgspec.Struct):
     def flow(self) -> Flow:
         """What a policy is asked about it."""
         if self.host:
-            return Flow("tls", self.port, name=self.host)
+            return Flow("icmp" if self.protocol == "icmp" else "tls", self.port, name=self.host)
         return Flow(self.protocol, self.port, address=self.address or None)
 
 

@@ -143,6 +143,7 @@ def _stays_shut(one: Seen, compiled: CompiledPolicy) -> str:
     reasons = (
         (one.verdict == "blocked" and not one.is_ruled, _why_not(one)),
         ("expected" in one.flags, "its blocks are expected"),
+        (one.protocol == "icmp", "a ping has no rule of its own: it goes where a host or cidr rule lets something go"),
         (decision.reason == "denied", f"{decision.rule} denies it"),
         (floor is not None, f"it lies on the floor ({(floor or '').replace('_', ' ')})"),
         (one.port in NEVER_OPEN, NEVER_OPEN.get(one.port, "")),
@@ -155,6 +156,7 @@ def _stays_shut(one: Seen, compiled: CompiledPolicy) -> str:
 def _why_not(one: Seen) -> str:
     words = {
         "http": "plain HTTP is never allowed; use https",
+        "icmp": "ICMP is not for the profile runner; with sandbox, pings go where a rule lets something go",
         "quic": "QUIC is never allowed; clients go on with TLS over TCP",
         "ech": "its hello was encrypted (ECH); allow_ech: true lets such hellos pass",
         "name_budget": "too many names under one wildcard",

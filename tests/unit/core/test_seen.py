@@ -206,3 +206,32 @@ def test_replaying_the_policy_that_was_in_force_blocks_nothing(presets: Presets,
         decision = decide(compiled, seen_by_jobs([event(host)])[0].flow)
         events.append(event(host, verdict=decision.verdict, reason=decision.reason, rule=decision.rule))
     assert all(job.blocked == () for job in replay(was, seen_by_jobs(events)))
+
+
+PING = {"protocol": "icmp", "port": 0}
+SANDBOX = "profile: sandbox\nallow:\n  - host: a.example.org\n  - {cidr: 203.0.113.0/24, ports: [22]}\n"
+
+
+def test_a_ping_is_asked_about_as_a_ping(presets: Presets) -> None:
+    events = [
+        event("a.example.org", orig_dst="198.18.0.7", verdict="allowed", reason="rule", rule="repo#1", **PING),
+        event(orig_dst="203.0.113.9", verdict="allowed", reason="rule", rule="repo#2", **PING),
+    ]
+    compiled = compile_policy(policy(presets, SANDBOX))
+    assert [decide(compiled, seen.flow).verdict for seen in seen_by_jobs(events)] == ["allowed", "allowed"]
+    (same,) = replay(policy(presets, SANDBOX), seen_by_jobs(events))
+    assert (same.blocked, same.same) == ((), 2)
+    (runner,) = replay(policy(presets, SANDBOX.replace("sandbox", "runner")), seen_by_jobs(events))
+    assert [target.reason for target in runner.blocked] == ["protocol_icmp", "protocol_icmp"]
+
+
+def test_no_rule_is_proposed_for_a_ping(presets: Presets) -> None:
+    events = [
+        event(orig_dst="198.51.100.66", **PING),
+        event(orig_dst="198.51.100.67", kind="drop", reason="icmp", **PING),
+        event("b.example.org", orig_dst="198.18.0.8", verdict="allowed", reason="rule", rule="repo#1", **PING),
+    ]
+    made = suggested(presets, events)
+    assert made.proposed == ()
+    assert len(made.left_out) == 3
+    read_policy(whole_policy(made), source="p", presets=presets)
