@@ -26,14 +26,24 @@ from orchestrator.audit.streams import about, is_stream, streams
 log = structlog.get_logger()
 
 
-async def keep_copies(folder: Path, copies: Path, *, every_s: float, clock: Callable[[], float] = time.time) -> None:
-    """Until cancelled.  A place that hangs or is away keeps nobody else waiting, and is tried again the next time."""
+async def keep_copies(
+    folder: Path,
+    copies: Path,
+    *,
+    every_s: float,
+    alarm: Callable[[str], None] = lambda _kind: None,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Until cancelled.  A place that hangs or is away keeps nobody else waiting, and is tried again the next time.
+
+    ``alarm`` is told ``checkpoint_not_copied`` where one couldn't be copied.
+    """
     while True:
-        await asyncio.to_thread(copy_newest, folder, copies, clock())
+        await asyncio.to_thread(copy_newest, folder, copies, clock(), alarm)
         await asyncio.sleep(every_s)
 
 
-def copy_newest(folder: Path, copies: Path, now: float) -> int:
+def copy_newest(folder: Path, copies: Path, now: float, alarm: Callable[[str], None] = lambda _kind: None) -> int:
     """Copy the newest checkpoint of each ledger in ``folder``, where there isn't one so new; how many were."""
     count = 0
     for name in streams(folder):
@@ -43,6 +53,7 @@ def copy_newest(folder: Path, copies: Path, now: float) -> int:
                 _write(copies / name, newest, now)
                 count += 1
         except OSError as error:
+            alarm("checkpoint_not_copied")
             log.error("checkpoint_not_copied", ledger=name, to=str(copies), error=str(error))  # noqa: TRY400 - says it all
     return count
 

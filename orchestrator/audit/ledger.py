@@ -67,6 +67,8 @@ class Ledger:
         self._news = asyncio.Condition()
         self.engine = Engine(folder)
         """Searches the days that are sealed."""
+        self.incidents: list[str] = []
+        """Kinds of what a person must hear of; whoever tells takes them out."""
         self.received = 0
         """Events filed by this process."""
 
@@ -113,7 +115,7 @@ class Ledger:
 
     def _file(self, batch: LedgerBatch) -> LedgerAck:
         numbered = self._numbered(batch)
-        stream = stream_for(self._folder, batch, self._clock())
+        stream = stream_for(self._folder, batch, self._clock(), self.incidents.append)
         if stream not in self._checkpoints:
             self._checkpoints[stream] = Checkpoints(self._folder / stream)
         next_seq = self._file_lines(stream, numbered)
@@ -184,6 +186,7 @@ class Ledger:
 
     def _note(self, gap: Gap) -> None:
         log.error("ledger_gap", host=gap.host, first=gap.first, last=gap.last)
+        self.incidents.append("ledger_gap")
         day_lines.append(self._folder / _GAPS, "0000-00-00", [msgspec.json.encode(gap)])
 
 

@@ -8,6 +8,7 @@ comes first is pinned (``about.json``); whether it is the right one is for the c
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -66,8 +67,11 @@ def about(folder: Path) -> About:
         return About()
 
 
-def stream_for(folder: Path, batch: LedgerBatch, now: float) -> str:
-    """The ledger that ``batch`` goes into; begun, and its key pinned, where that is new.  Raises `BadBatch`."""
+def stream_for(folder: Path, batch: LedgerBatch, now: float, alarm: Callable[[str], None] = lambda _kind: None) -> str:
+    """The ledger that ``batch`` goes into; begun, and its key pinned, where that is new.  Raises `BadBatch`.
+
+    ``alarm`` is told ``ledger_begun_anew`` where the host had another one before.
+    """
     if not _HOST.fullmatch(batch.host):
         raise BadBatch("the host's name isn't one")
     _check_key(batch)
@@ -86,6 +90,8 @@ def stream_for(folder: Path, batch: LedgerBatch, now: float) -> str:
     if len(known) >= LIMIT:
         raise BadBatch(f"host {batch.host} began more than {LIMIT} ledgers")
     name = f"{batch.host}~{_order(known[-1])[1] + 1}" if known else batch.host
+    if known:
+        alarm("ledger_begun_anew")
     (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
     _remember(folder / name, About(since=now), batch, now)
     return name

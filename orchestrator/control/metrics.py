@@ -47,12 +47,14 @@ HELP = {
     "deadlines_missed": "Times that a runner was still in a phase at its deadline, by phase",
     "strays": "Machines found on hosts that nobody had a use for",
 }
+RECORD_INCIDENTS = ("ledger_begun_anew", "ledger_gap", "checkpoint_not_copied")
+"""What the record of egress has to tell a person."""
 FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
     "deadlines_missed": tuple({"phase": phase} for phase in PHASES[:-1]),
     "strays": ({},),
     "alarms": ({},),
     "worker_errors": ({},),
-    "incidents": tuple({"kind": kind} for kind in ("infrastructure_loss", *INCIDENTS.values())),
+    "incidents": tuple({"kind": kind} for kind in ("infrastructure_loss", *INCIDENTS.values(), *RECORD_INCIDENTS)),
     "orphans": tuple({"answer": answer} for answer in get_args(Removal)),
     "redeliveries": tuple({"result": result} for result in ("asked", "refused", "given_up")),
     "looks": tuple({"result": result} for result in ("done", "failed", "left_to_another")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from orchestrator.control.policy_archive import POLICIES, PolicyArchive
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
-from orchestrator.core.errors import ConfigurationError, IronCDError
+from orchestrator.core.errors import ConfigurationError, IronCDError, StoreError
 from orchestrator.core.inbox import Keys
 from orchestrator.intake.inbox import Inbox
 from orchestrator.intake.receiver import Receiver
@@ -82,9 +83,12 @@ def create_app(settings: ControlSettings) -> FastAPI:
             stack.push_async_callback(_ended, listening)
             tending = asyncio.create_task(audit.tend(ledger.folder, retention))
             stack.push_async_callback(_ended, tending)
+            telling = asyncio.create_task(count_incidents(store, ledger.incidents))
+            stack.push_async_callback(_ended, telling)
             if settings.checkpoint_copies:
                 place, every_s = Path(settings.checkpoint_copies), settings.checkpoint_copy_s
-                copying = asyncio.create_task(audit.keep_copies(ledger.folder, place, every_s=every_s))
+                alarm = ledger.incidents.append
+                copying = asyncio.create_task(audit.keep_copies(ledger.folder, place, every_s=every_s, alarm=alarm))
                 stack.push_async_callback(_ended, copying)
             yield
 
@@ -102,6 +106,20 @@ def create_app(settings: ControlSettings) -> FastAPI:
     app.include_router(metrics.router(store, hosts=tokens.hosts))
     app.include_router(_health(store))
     return app
+
+
+async def count_incidents(store: Store, kinds: list[str], *, every_s: float = 5.0) -> None:
+    """Until cancelled: put what the record has to tell among the counters, from which Prometheus has it."""
+    while True:
+        await asyncio.sleep(every_s)
+        found = Counter(kinds[:])
+        if not found:
+            continue
+        try:
+            await store.add_counts({f"incidents{{kind={kind}}}": count for kind, count in found.items()}, {})
+            del kinds[: found.total()]
+        except StoreError as error:
+            _log.warning("incidents_not_counted", error=error.message)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

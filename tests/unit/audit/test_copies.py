@@ -159,7 +159,9 @@ def test_a_copy_that_was_cut_short_is_made_again(made: Made, elsewhere: Path) ->
 
 def test_a_place_that_is_away_keeps_nothing_waiting(made: Made, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert copy(made, tmp_path / "file" / "x") == 0
+    told: list[str] = []
+    assert copies.copy_newest(made.folder.parent, tmp_path / "file" / "x", DAY, told.append) == 0
+    assert told == ["checkpoint_not_copied"]
 
 
 async def test_copies_are_kept_while_the_control_plane_runs(made: Made, elsewhere: Path) -> None:

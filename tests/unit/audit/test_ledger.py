@@ -51,6 +51,7 @@ async def test_what_is_missing_is_asked_for_once_and_then_shown(ledger: Ledger) 
     assert seqs(ledger) == [1, 5]
     (gap,) = ledger.gaps("h1")
     assert (gap.first, gap.last) == (2, 4)
+    assert ledger.incidents == ["ledger_gap"]
 
 
 async def test_a_control_plane_that_lost_all_asks_for_all(ledger: Ledger) -> None:

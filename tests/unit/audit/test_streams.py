@@ -32,6 +32,7 @@ async def test_the_first_key_is_pinned_and_another_ones_lines_go_elsewhere(ledge
     assert (await ledger.receive(signed(batch(event(1, reason="other")), second))).next_seq == 2
     assert (await ledger.receive(signed(batch(event(3)), first))).next_seq == 4
     assert ledger.streams() == ["h1", "h1~2"]
+    assert ledger.incidents == ["ledger_begun_anew"]
     assert [about(ledger.folder / name).key for name in ledger.streams()] == [first.verifier, second.verifier]
     assert ledger.next_seq("h1") == 4
     assert ledger.next_seq("h1~2") == 2
