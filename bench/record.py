@@ -1,10 +1,9 @@
 """The record: events a second that are safely on disk, what the proof costs, and finding events in a long history.
 
 Writing: the ledger as the gateway uses it, beside SQLite (WAL, ``synchronous=FULL``) that keeps the same lines, in turns and
-in batches of the same size.  Searching: ``BENCH_EVENTS`` events (a million unless set; 10000000 for the figure that the
-specification names, which takes ten minutes and 14 GB) go through the product's own sealing; the questions are asked as the
-API asks them.  The peer is reading the compressed lines as ``zstd | grep`` would; SQLite with an index for each question
-stands in the note.
+in batches of the same size.  Searching: ``BENCH_EVENTS`` events (a million unless set) go through the product's own sealing;
+the questions are asked as the API asks them.  The peer is reading the compressed lines as ``zstd | grep`` would; SQLite with
+an index for each question stands in the note.  `bench.year` asks ten million events on a year of days.
 """
 
 from __future__ import annotations
