@@ -1,4 +1,4 @@
-"""Random histories: jobs queued, cancelled and stolen, deliveries lost, doubled and late, VMs failing, GitHub away,
+"""Random histories: jobs queued, cancelled and stolen, hosts drained, deliveries lost, doubled and late, VMs failing, GitHub away,
 Redis emptied, the worker killed.  Afterwards every job was served once or ended by somebody else, and nothing is left.
 """
 
@@ -16,15 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.control.github import Unavailable
+from orchestrator.control.records import Drain
+from orchestrator.control.settings import ControlSettings
 from orchestrator.core.job import Job
 from orchestrator.core.names import ulid_of
+from orchestrator.core.sharing import Share, Sharing
 from orchestrator.core.wire import Failure
 
-from .stage import Host, Stage
+from .stage import POLICY, REPO, Host, Stage
+
+REPOS = (REPO, "acme/quiet", "acme/first")
+SHARING = Sharing(repository=Share(runners=2), repositories={"acme/first": Share(priority=3)})
 
 DEEDS = (
     "queue", "queue", "queue", "cancel", "assign", "assign", "end", "end", "look", "look", "look", "hosts", "hosts", "hosts",
-    "wait", "long_wait", "outage", "die", "vm_fails", "steal", "repeat", "late", "empty",
+    "wait", "long_wait", "outage", "die", "vm_fails", "steal", "repeat", "late", "empty", "drain", "drain",
 )  # fmt: skip
 
 
@@ -64,7 +70,7 @@ class History:
         jobs = stage.github.jobs
         match deed:
             case "queue":
-                await self.tell(stage.job(next(self.numbers)))
+                await self.tell(stage.job(next(self.numbers), repo=rng.choice(REPOS)))
             case "cancel":
                 queued = [job.id for job in jobs.values() if job.state == "queued"]
                 if queued:
@@ -102,6 +108,8 @@ class History:
                 await stage.redis.flushall()
                 stage.reconciler = stage.fresh()
                 await stage.hosts_move()
+            case "drain":
+                await self.drain()
             case "look":
                 await stage.look()
             case "hosts":
@@ -111,10 +119,23 @@ class History:
             case "long_wait":
                 stage.now += rng.choice((60, 200, 400))
 
+    async def drain(self) -> None:
+        """A host is to be empty, or is taken back into use."""
+        draining = await self.stage.store.draining()
+        for host in draining:
+            await self.stage.store.undrain(host)
+        if not draining:
+            now = self.stage.now
+            await self.stage.store.drain(
+                self.rng.choice(sorted(self.stage.hosts)), Drain(now, now + self.rng.choice((0, 30, 300)))
+            )
+
     async def settle(self) -> None:
         """The trouble ends, and everybody does what they do."""
         stage = self.stage
         stage.github.trouble, self.failing = _fine, 0
+        for host in await stage.store.draining():
+            await stage.store.undrain(host)
         await self.play("late")
         for number in range(150):
             await stage.hosts_move()
@@ -132,7 +153,8 @@ class History:
             stage.now += 4
             over = all(job.over for job in stage.github.jobs.values())
             quiet = not await stage.store.live_runners() and not await stage.store.live_jobs()
-            if over and quiet and not stage.github.runners:
+            heard = not await stage.store.outage_since() and not (await stage.store.lengths())["inbox"]
+            if over and quiet and heard and not stage.github.runners:
                 break
         await stage.hosts_move()
 
@@ -154,7 +176,12 @@ def _fine(_call: str, _when: str) -> None:
 
 
 async def run(folder: Path, deeds: list[str], seed: int) -> None:
-    stage = Stage(folder, hosts=[Host("h1", 4), Host("h2", 4)])
+    settings = ControlSettings(
+        app_id=1, state_dir=str(folder), prefix="t:", sharing=SHARING,
+        registration="repository" if seed % 2 else "organisation",
+    )  # fmt: skip
+    stage = Stage(folder, hosts=[Host("h1", 4), Host("h2", 4)], settings=settings)
+    stage.github.files |= dict.fromkeys(((repo, ".ironcd/policy.yml") for repo in REPOS), POLICY)
     await stage.hosts_move()
     history = History(stage, random.Random(seed))
     for deed in deeds:
