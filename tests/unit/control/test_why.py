@@ -212,9 +212,14 @@ async def test_a_job_where_the_app_is_not_installed_says_so(stage: Stage, ask: A
 
 
 async def test_a_payload_of_another_installation_puts_no_job_of_ours_away(stage: Stage, ask: Ask) -> None:
+    room = stage.hosts["h1"].capacity
+    stage.hosts["h1"].capacity = msgspec.structs.replace(room, vcpus=0)
     await queue(stage, 1)
     await turn(stage)
     await stage.deliver(msgspec.structs.replace(stage.github.jobs[1], installation=99))
+    await turn(stage)
+    assert [job["id"] for job in (await ask("jobs", waiting=True))["jobs"]] == [1]
+    stage.hosts["h1"].capacity = room
     await stage.run(rounds=12)
     job = await ask("jobs/1")
     assert (job["served"], job["conclusion"]) == ("yes", "success")
