@@ -8,6 +8,7 @@ the VMs' links and filter runs on, one call after the other.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import socket
@@ -22,7 +23,8 @@ from orchestrator.core.errors import HostError
 from orchestrator.system import netns
 
 _FOLDERS = (Path("/usr/lib/python3/dist-packages/nftables"),)
-_NFPROTO_NETDEV = 5
+_FAMILIES = {"inet": 1, "netdev": 5}  # NFPROTO_INET, NFPROTO_NETDEV
+_NLMSG_ERROR = 2
 _NETLINK_NETFILTER = 12
 _NEW_GENERATION = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _GET_GENERATION = 10 << 8 | 16
@@ -50,6 +52,9 @@ class Nft(Protocol):
 
     def listing_of(self, objects: list[Json]) -> Json:
         """What there is of ``objects`` (each a chain, set or map by family, table and name), in the form of `listing`."""
+
+    def has_chain(self, chain: Json) -> bool:
+        """Whether there is a chain of that family, table and name; quick, where a listing of it isn't."""
 
 
 class LibNft:
@@ -86,6 +91,10 @@ class LibNft:
         listing: Json = {"nftables": found}
         _add_devices(listing)
         return listing
+
+    def has_chain(self, chain: Json) -> bool:
+        with _netfilter() as netlink:
+            return _chain(netlink, _FAMILIES[chain["family"]], chain["table"], chain["name"]) is not None
 
 
 class NamespaceThread:
@@ -153,10 +162,14 @@ def _netfilter() -> socket.socket:
 
 
 def _ask(netlink: socket.socket, kind: int, family: int, body: bytes = b"") -> tuple[int, bytes]:
-    """The kind and the attributes of the kernel's answer to one question about nf_tables (linux/netfilter/nf_tables.h)."""
+    """The kind and the attributes of the kernel's answer to one question about nf_tables (linux/netfilter/nf_tables.h).
+
+    For an error its number, as a (negative) int, is in the attributes' place.
+    """
     netlink.send(struct.pack("=IHHIIBBH", 20 + len(body), kind, _NLM_F_REQUEST, 1, 0, family, 0, 0) + body)
     answer = netlink.recv(65_536)
-    return struct.unpack_from("=H", answer, 4)[0], answer[20:]
+    answered = struct.unpack_from("=H", answer, 4)[0]
+    return answered, answer[16:20] if answered == _NLMSG_ERROR else answer[20:]
 
 
 def _device_of(netlink: socket.socket, table: str, chain: str) -> str:
@@ -164,14 +177,21 @@ def _device_of(netlink: socket.socket, table: str, chain: str) -> str:
 
     Asked for one chain at a time: what answers for all of them at once takes most of the time that a VM's rules take.
     """
-    body = b"".join(
-        _attribute(number, text.encode() + b"\0") for number, text in ((_CHAIN_TABLE, table), (_CHAIN_NAME, chain))
-    )
-    kind, answer = _ask(netlink, _GET_CHAIN, _NFPROTO_NETDEV, body)
-    if kind != _NEW_CHAIN:
-        return ""
-    hook = dict(_attributes(answer)).get(_CHAIN_HOOK, b"")
+    hook = (_chain(netlink, _FAMILIES["netdev"], table, chain) or {}).get(_CHAIN_HOOK, b"")
     return dict(_attributes(hook)).get(_HOOK_DEVICE, b"").rstrip(b"\0").decode("ascii", "replace")
+
+
+def _chain(netlink: socket.socket, family: int, table: str, name: str) -> dict[int, bytes] | None:
+    """The attributes of one chain; None where there is none.  Raises HostError where the kernel doesn't say."""
+    place = ((_CHAIN_TABLE, table), (_CHAIN_NAME, name))
+    body = b"".join(_attribute(number, text.encode() + b"\0") for number, text in place)
+    kind, answer = _ask(netlink, _GET_CHAIN, family, body)
+    if kind == _NEW_CHAIN:
+        return dict(_attributes(answer))
+    error = -struct.unpack_from("=i", answer)[0] if kind == _NLMSG_ERROR and len(answer) >= 4 else 0
+    if error != errno.ENOENT:
+        raise _refused(f"asked for the chain {name}, the kernel answers {os.strerror(error)}")
+    return None
 
 
 def _attribute(number: int, value: bytes) -> bytes:

@@ -353,8 +353,12 @@ def chains_of(tap: str) -> list[Json]:
 
 def places_of(tap: str) -> list[Json]:
     """Where something of the VM on ``tap`` may stand: its chains, the map and the set."""
-    shared = [{kind: {"family": "inet", "table": INET, "name": name}} for kind, name in _SHARED]
-    return chains_of(tap) + shared
+    return chains_of(tap) + shared_places()
+
+
+def shared_places() -> list[Json]:
+    """The map and the set, which hold elements of every VM."""
+    return [{kind: {"family": "inet", "table": INET, "name": name}} for kind, name in _SHARED]
 
 
 def only_of(tap: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,9 @@ class Wall:
         self._nft.apply(self._commands(vm))
         self._meant[vm.tap] = vm
         try:
-            _refuse_difference(ruleset.diff(self._found(vm.tap), ruleset.expected_of(vm, self._ports)))
+            _refuse_difference(
+                ruleset.diff(self._found(vm.tap, ruleset.places_of(vm.tap)), ruleset.expected_of(vm, self._ports))
+            )
         except HostError:
             with contextlib.suppress(HostError):
                 self._remove(vm.tap)
@@ -146,19 +148,19 @@ class Wall:
         self._meant[vm.tap] = meant
 
     def _remove(self, tap: str) -> None:
-        found = self._found(tap)
+        found = self._found(tap, ruleset.shared_places())
         commands: list[Json] = []
         for kind, name in (("map", "vms"), ("set", "ranges")):
             commands += ruleset.elements("delete", name, found[f"{kind} inet {ruleset.INET} {name}"]["elem"])
         for chain in ruleset.chains_of(tap):
-            if "chain {family} {table} {name}".format(**chain["chain"]) in found:
+            if self._nft.has_chain(chain["chain"]):
                 commands += [{"flush": chain}, {"delete": chain}]
         self._meant.pop(tap, None)
         self._nft.apply(commands)
 
-    def _found(self, tap: str) -> dict[str, Any]:
-        """What the kernel has of the VM on ``tap``: its chains, and its elements of the map and of the set."""
-        return ruleset.only_of(tap, ruleset.normalise(self._nft.listing_of(ruleset.places_of(tap))))
+    def _found(self, tap: str, places: list[Json]) -> dict[str, Any]:
+        """What the kernel has of the VM on ``tap`` at ``places``: its chains, and its elements of the map and of the set."""
+        return ruleset.only_of(tap, ruleset.normalise(self._nft.listing_of(places)))
 
     def _must_match(self) -> None:
         meant = ruleset.expected(self._meant.values(), self._ports)
