@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pycdlib
 
+from orchestrator.host.guest import encode, opening
 from orchestrator.host.ruleset import GUEST_MAC
 from orchestrator.surface.demo.image import NAME
 from orchestrator.surface.demo.lab import CACHE
@@ -37,6 +39,7 @@ def boot_by_hand(folder: Path, *, accelerator: str) -> float:
         env=environment(),
     )
     try:
+        _open_gate(folder / "channel", began + WITHIN_S)
         while not console.exists() or MARKER not in console.read_text(errors="replace"):
             if process.poll() is not None or time.monotonic() - began > WITHIN_S:
                 said = console.read_text(errors="replace")[-800:] if console.exists() else ""
@@ -46,6 +49,19 @@ def boot_by_hand(folder: Path, *, accelerator: str) -> float:
     finally:
         process.kill()
         process.wait()
+
+
+def _open_gate(path: Path, deadline: float) -> None:
+    """What the host's agent does: the guest waits for it in front of cloud-init."""
+    with socket.socket(socket.AF_UNIX) as link:
+        while link.connect_ex(str(path)) != 0:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the guest by hand has no channel")
+            time.sleep(0.02)
+        link.settimeout(max(1.0, deadline - time.monotonic()))
+        while b'"hello"' not in link.recv(4096):
+            pass
+        link.sendall(encode(opening()))
 
 
 def _argv(image: Path, disk: Path, seed: Path, console: Path, accelerator: str) -> list[str]:
@@ -59,6 +75,8 @@ def _argv(image: Path, disk: Path, seed: Path, console: Path, accelerator: str) 
         *("-drive", f"file={disk},if=virtio,format=qcow2,cache=unsafe,discard=unmap"),
         *("-device", "virtio-scsi-pci", "-drive", f"file={seed},if=none,id=seed,format=raw,media=cdrom,readonly=on"),
         *("-device", "scsi-cd,drive=seed", "-object", "rng-random,id=rng,filename=/dev/urandom"),
+        *("-chardev", f"socket,id=channel,path={disk.with_name('channel')},server=on,wait=off"),
+        *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=channel,name=org.ironcd.0"),
         *("-device", "virtio-rng-pci,rng=rng", "-netdev", "user,id=net,restrict=on"),
         *("-device", f"virtio-net-pci,netdev=net,mac={GUEST_MAC}", "-serial", f"file:{console}"),
     ]

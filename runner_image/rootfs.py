@@ -13,7 +13,7 @@ import msgspec
 from orchestrator.system.process import CommandFailed, run
 from runner_image.base import sources_file
 from runner_image.presets import read_presets
-from runner_image.recipe import HERE, HOOK, PATH, RUNNER_FOLDER, RUNNER_UID, RUNNER_USER, Recipe, own_files
+from runner_image.recipe import HERE, HOOK, PATH, RUNNER_FOLDER, RUNNER_UID, RUNNER_USER, Recipe, Reordered, own_files
 from runner_image.tarball import unpack
 
 _EXECUTABLE = frozenset({"guest/ironcd-guest", "guest/job-started.sh"})
@@ -59,6 +59,9 @@ def customise(root: Path, recipe: Recipe, digest: str, tarball: Path) -> None:
     # No service manager runs in there, so this only makes links.
     _chroot(root, "systemctl", "--quiet", "enable", *recipe.enabled_units)
     _chroot(root, "systemctl", "--quiet", "mask", *recipe.masked_units)
+    for reordered in recipe.reordered_units:
+        text = (root / "usr/lib/systemd/system" / reordered.unit).read_text(encoding="utf-8")
+        _write(root / "etc/systemd/system" / reordered.unit, reordered_unit(text, reordered))
     generators = root / "etc/systemd/system-generators"
     generators.mkdir()
     for name in recipe.unused_generators:
@@ -88,6 +91,22 @@ def _compile_runner(root: Path) -> None:
             env={"PATH": PATH},
             timeout_s=120,
         )
+
+
+def reordered_unit(text: str, change: Reordered) -> str:
+    """The unit ``text`` with another order.  A file in ``/etc`` stands for the whole unit: one can't take words out otherwise."""
+    lines = []
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals and key in ("Before", "After"):
+            words = [word for word in value.split() if word not in change.freed_of]
+            if not words:
+                continue
+            line = f"{key}={' '.join(words)}"  # noqa: PLW2901 - the line as it is to be
+        lines.append(line)
+        if line == "[Unit]" and change.after:
+            lines.append(f"After={change.after}")
+    return "\n".join(lines) + "\n"
 
 
 def read_facts(root: Path, recipe: Recipe) -> Facts:
@@ -147,7 +166,7 @@ def _clean(root: Path) -> None:
     _write(root / "etc/machine-id", "")  # empty: systemd makes one at boot
     _write(root / "etc/hostname", "ironcd\n")
     _write(root / "etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
-    (root / "etc/resolv.conf").symlink_to("../run/systemd/resolve/resolv.conf")
+    _write(root / "etc/resolv.conf", "")  # the guest's own process writes what cloud-init was told (`guest.network`)
 
 
 def _copy_own_files(root: Path) -> None:

@@ -12,10 +12,24 @@ import os
 import pwd
 import select
 import socket
+import subprocess
 import time
 
-from . import registration, runner
-from .session import AnswerHook, Effect, PowerOff, Say, Send, Session, StartRunner, StopRunner
+from . import gate, network, registration, runner, settle
+from .session import (
+    AnswerHook,
+    Effect,
+    OpenGate,
+    PowerOff,
+    Say,
+    Send,
+    Session,
+    SetClock,
+    Settle,
+    StartRunner,
+    StopRunner,
+)
+from .stages import STAGES, Stages
 
 PORT = "org.ironcd.0"
 FACTS = "/usr/lib/ironcd/image.json"
@@ -24,7 +38,9 @@ HOOK_SOCKET = "/run/ironcd/guest.sock"
 
 _CONSOLE = 99
 _TICK_S = 0.25
+_SOON_S = 0.02
 _FLUSH_S = 5.0
+_LINK_S = 10.0
 _QUESTION_BYTES = 8 * 1024
 
 
@@ -99,6 +115,7 @@ class Guest:
         self.hooks = listen(HOOK_SOCKET)
         self.asking: dict[int, tuple[socket.socket, bytes]] = {}
         self.waiting: list[socket.socket] = []
+        self.stages = Stages()
         self.ended = False
 
     def run(self) -> None:
@@ -106,13 +123,22 @@ class Guest:
             if self.channel.changed():
                 now = time.monotonic()
                 self.do(self.session.opened() if self.channel.connected else self.session.closed(now))
-            if self.session.state == "seeding" and registration.cloud_init_done():
-                self.take_registration()
+            if self.session.state == "seeding":
+                self.seed()
             self.wait()
             self.do(self.session.tick(time.monotonic()))
         deadline = time.monotonic() + _FLUSH_S
         while self.channel.connected and not self.channel.flush() and time.monotonic() < deadline:
             time.sleep(0.05)
+
+    def seed(self) -> None:
+        """Have cloud-init go through its stages; then take what it was given."""
+        if self.stages.start() and len(self.stages.done) == len(STAGES) and registration.cloud_init_done():
+            self.take_registration()
+
+    def stage_done(self, stage: str) -> None:
+        if stage == "local":
+            network.apply()
 
     def take_registration(self) -> None:
         try:
@@ -122,8 +148,10 @@ class Guest:
         self.do(self.session.seeded(registered=bool(self.registration)))
 
     def wait(self) -> None:
-        """Sleep until something happens, a quarter of a second at most, and handle it."""
+        """Sleep until something happens, for a moment at most, and handle it."""
         poll = select.poll()
+        for descriptor in self.stages.waiting():
+            poll.register(descriptor, select.POLLIN)
         if self.channel.connected:
             poll.register(
                 self.channel.descriptor, select.POLLIN if self.channel.flush() else select.POLLIN | select.POLLOUT
@@ -135,7 +163,8 @@ class Guest:
             poll.register(self.runner.handle, select.POLLIN)
             if not self.runner.silent:
                 poll.register(self.runner.output, select.POLLIN)
-        for descriptor, event in poll.poll(_TICK_S * 1000):
+        at_once = self.session.state == "seeding" and not self.stages.waiting()
+        for descriptor, event in poll.poll((_SOON_S if at_once else _TICK_S) * 1000):
             if descriptor == self.channel.descriptor and event & select.POLLHUP:
                 if self.channel.hung_up():
                     self.do(self.session.closed(time.monotonic()))
@@ -152,6 +181,8 @@ class Guest:
             self.asking[client.fileno()] = (client, b"")
         elif descriptor in self.asking:
             self.read_question(descriptor)
+        elif descriptor in self.stages.waiting():
+            self.stage_done(self.stages.read(descriptor))
         elif self.runner is not None and descriptor == self.runner.output:
             self.read_output(self.runner)
         elif self.runner is not None and descriptor == self.runner.handle:
@@ -191,6 +222,8 @@ class Guest:
                 self.channel.send(effect.encode())
             elif isinstance(effect, Say):
                 say(effect.text)
+            elif isinstance(effect, (OpenGate, SetClock, Settle)):
+                self.pass_gate(effect)
             elif isinstance(effect, StartRunner):
                 self.start_runner(with_registration=effect.with_registration)
             elif isinstance(effect, StopRunner):
@@ -201,9 +234,30 @@ class Guest:
             elif isinstance(effect, PowerOff):
                 self.ended = True
 
+    def pass_gate(self, effect: OpenGate | SetClock | Settle) -> None:
+        """What fails leaves the gate closed, and the host gives the machine up in time."""
+        try:
+            if isinstance(effect, OpenGate):
+                gate.open_gate(effect.order)
+                self.do(self.session.gate_opened(time.monotonic()))
+            elif isinstance(effect, SetClock):
+                gate.set_clock(effect.now_ns, only_forward=True)
+            else:
+                settle.settle()
+                self.do(self.session.settled())
+        except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+            say(f"the gate stays as it is: {error}")
+
     def start_runner(self, *, with_registration: bool) -> None:
+        self.await_link()
         self.runner = runner.start(self.registration if with_registration else "")
         self.do(self.session.started(self.runner.pid, time.monotonic()))
+        gate.tell_systemd("READY=1")  # what no job waits for comes after its runner
+
+    def await_link(self) -> None:
+        deadline = time.monotonic() + _LINK_S
+        while not network.is_up() and time.monotonic() < deadline:
+            time.sleep(_SOON_S)
 
     def answer(self, answer: AnswerHook) -> None:
         for client in self.waiting:
@@ -258,5 +312,8 @@ def main() -> None:
     try:
         hold_console()
         Guest().run()
+    except BaseException as error:
+        say(f"the guest's own process ends: {type(error).__name__}: {error}")
+        raise
     finally:
         os.execv("/usr/bin/systemctl", ["systemctl", "poweroff", "--force", "--force"])

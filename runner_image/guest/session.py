@@ -3,6 +3,7 @@
 The life of a session, top to bottom:
 
 =========  ==============================================================================================
+GATED      nothing has gone on that belongs to one machine alone; a template is taken here (`gate`)
 SEEDING    cloud-init works; nothing of the runner is known yet
 SEALED     the registration was taken and its copies destroyed; waits for the host to take the seed away
 RUNNING    the runner runs, or is about to be started again
@@ -11,6 +12,7 @@ ENDED      the runner is done; the machine powers off
 
 Rules:
 
+* The gate opens once, by the host's word; a clone wakes up in front of it with the channel open.
 * The runner starts only after the host has said that the seed is gone.
 * A job's steps start only after the host has said that the job's policy is in force.  Everything else (a refusal, no
   answer in time, a channel that stays closed, a question from before a job could be there) fails the job.
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import json
 
-SEEDING, SEALED, RUNNING, ENDED = "seeding", "sealed", "running", "ended"
+GATED, SEEDING, SEALED, RUNNING, ENDED = "gated", "seeding", "sealed", "running", "ended"
 
 MAX_LINE = 8 * 1024
 BEAT_S = 10.0
@@ -40,11 +42,15 @@ SIGN_IN_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 SIGN_IN_S = 60.0
 """Status 1 within this time, and before the runner listened, is a failed sign-in."""
 TAIL_BYTES = 3 * 1024
+ASKS_FOR_TIME = 8
+ROUND_TRIP_S = 0.1
+"""An answer that took no longer tells the time to half of this."""
 
 TOO_OLD = (3, 4, 7)
 NO_REGISTRATION = 125
 """Reported in place of an exit status where the seed had no registration."""
 
+_AT_THE_GATE = ("settle", "open", "time")
 _JOB_NUMBERS = ("run_id", "run_attempt")
 _JOB_WORDS = ("repository", "job", "runner_name")
 
@@ -64,6 +70,24 @@ class Say:
 
     def __init__(self, text: str) -> None:
         self.text = text
+
+
+class OpenGate:
+    """``order`` is the host's opening line."""
+
+    def __init__(self, order: dict[str, object]) -> None:
+        self.order = order
+
+
+class SetClock:
+    """Forwards, to ``now_ns`` since the epoch."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.now_ns = now_ns
+
+
+class Settle:
+    """Come to rest: a template is about to be taken."""
 
 
 class StartRunner:
@@ -87,14 +111,14 @@ class PowerOff:
     pass
 
 
-Effect = Send | Say | StartRunner | StopRunner | AnswerHook | PowerOff
+Effect = Send | Say | OpenGate | SetClock | Settle | StartRunner | StopRunner | AnswerHook | PowerOff
 
 
 class Session:
     """``now`` is in seconds, of a clock that only goes forward.  Every method returns the effects to carry out, in order."""
 
     def __init__(self, image: str, cloud_init: str, now: float) -> None:
-        self.state = SEEDING
+        self.state = GATED
         self._hello = Send(m="hello", image=image, cloud_init=cloud_init)
         self._said: dict[str, Send] = {}
         self._connected = False
@@ -109,6 +133,8 @@ class Session:
         self._asked_at: float | None = None
         self._verdict: AnswerHook | None = None
         self._tail = b""
+        self._time_asked_at: float | None = None
+        self._times_asked = 0
 
     # -- the channel ---------------------------------------------------------------------------------------------
 
@@ -129,16 +155,49 @@ class Session:
         except ValueError:
             return []
         kind = order.get("m") if isinstance(order, dict) else None
+        if kind in _AT_THE_GATE:
+            return self._at_the_gate(kind, order, now)
         if kind == "seed_gone" and self.state == SEALED:
             return self._start(now, with_registration=True)
-        if kind == "bound":
-            return self._judge(AnswerHook(_policy_text(order), ok=True))
-        if kind == "refused":
-            reason = str(order.get("reason") or "no reason given")
-            return self._judge(AnswerHook(f"IronCD refused this job: {reason}", ok=False))
+        if kind in ("bound", "refused"):
+            return self._judge(_verdict(order, ok=kind == "bound"))
         if kind == "stop":
             return self._stop()
         return []
+
+    # -- the gate ------------------------------------------------------------------------------------------------
+
+    def gate_opened(self, now: float) -> list[Effect]:
+        """The machine has an identity of its own.  The opening line was on its way for a while, so the time is asked for."""
+        self.state = SEEDING
+        return [*self._tell(Send(m="opened")), *self._ask_time(now)]
+
+    def settled(self) -> list[Effect]:
+        return [Send(m="settled")]
+
+    def _at_the_gate(self, kind: str, order: dict[str, object], now: float) -> list[Effect]:
+        if kind == "open" and self.state == GATED:
+            return [OpenGate(order)]
+        if kind == "settle" and self.state == GATED:
+            return [Settle()]
+        if kind == "time":
+            return self._told_time(order.get("now_ns"), now)
+        return []
+
+    def _ask_time(self, now: float) -> list[Effect]:
+        self._time_asked_at = now
+        self._times_asked += 1
+        return [Send(m="what_time")] if self._connected else []
+
+    def _told_time(self, now_ns: object, now: float) -> list[Effect]:
+        """Half of the round trip has passed since the host looked at its clock, give or take the other half."""
+        asked_at, self._time_asked_at = self._time_asked_at, None
+        if asked_at is None or not isinstance(now_ns, int):
+            return []
+        took = now - asked_at
+        if took > ROUND_TRIP_S and self._times_asked < ASKS_FOR_TIME:
+            return self._ask_time(now)
+        return [SetClock(now_ns + round(took / 2 * 1e9))]
 
     # -- the registration and the runner -------------------------------------------------------------------------
 
@@ -249,7 +308,7 @@ class Session:
         self._stopping = True
         if self.state == RUNNING and not waiting:
             return [Say("stopping the runner"), StopRunner()]
-        if self.state == SEEDING:
+        if self.state in (GATED, SEEDING):
             return []
         return self._end(0, "stopped before the runner was started")
 
@@ -260,6 +319,12 @@ class Session:
         effects: list[Effect] = [Say(f"runner exited with status {status}{note}")]
         effects += self._tell(Send(m="runner_exited", code=status, log_tail=_bounded(tail)))
         return [*effects, PowerOff()]
+
+
+def _verdict(order: dict[str, object], *, ok: bool) -> AnswerHook:
+    if not ok:
+        return AnswerHook(f"IronCD refused this job: {order.get('reason') or 'no reason given'}", ok=False)
+    return AnswerHook(_policy_text(order), ok=True)
 
 
 def _policy_text(order: dict[str, object]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
+from base64 import b64encode
 from pathlib import Path
 
 from orchestrator.core.names import Names
@@ -56,8 +58,12 @@ class Machine:
         assert self._link is not None
         self._link.sendall(json.dumps(order).encode() + b"\n")
 
+    def open_gate(self) -> None:
+        """As the host's agent does, once the machine says hello."""
+        self.send(m="open", now_ns=time.time_ns(), random=b64encode(os.urandom(64)).decode())
+
     def next(self, within_s: float) -> dict[str, object] | None:
-        """The next message that isn't a heartbeat; None where there is none within that time, or ever."""
+        """The next message that isn't a heartbeat, nor a question for the time, which is answered; None where there is none within that time, or ever."""
         assert self._link is not None
         deadline = time.monotonic() + within_s
         while True:
@@ -66,7 +72,9 @@ class Machine:
                 self._rest = rest
                 message = json.loads(line)
                 self.heard.append((time.monotonic() - self.started, message))
-                if message["m"] != "beat":
+                if message["m"] == "what_time":
+                    self.send(m="time", now_ns=time.time_ns())
+                elif message["m"] != "beat":
                     return message
                 continue
             self._link.settimeout(max(0.01, deadline - time.monotonic()))

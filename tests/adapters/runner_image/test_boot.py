@@ -47,6 +47,7 @@ class Run:
 
     def __init__(self, machine: Machine, jit: str, names: Names) -> None:
         self.machine, self.jit, self.names = machine, jit, names
+        self.closed: dict[str, object] | None = None
         self.early: dict[str, object] | None = None
         self.before: list[dict[str, object]] = []
         self.again: list[dict[str, object]] = []
@@ -56,7 +57,11 @@ class Run:
     def live(self) -> None:
         machine = self.machine
         machine.connect()
-        self.before = [self.expect("hello", BOOT_S), self.expect("jit_taken", BOOT_S)]
+        self.before = [self.expect("hello", BOOT_S)]
+        self.closed = machine.next(3.0)
+        machine.open_gate()
+        self.expect("opened")
+        self.before.append(self.expect("jit_taken", BOOT_S))
         self.early = machine.next(3.0)
         machine.eject_seed()
         machine.send(m="seed_gone")
@@ -66,7 +71,7 @@ class Run:
         time.sleep(2)
         machine.connect()
         self.again = [
-            self.expect(kind) for kind in ("hello", "jit_taken", "runner_started", "listening", "job_started")
+            self.expect(kind) for kind in ("hello", "opened", "jit_taken", "runner_started", "listening", "job_started")
         ]
         machine.send(m="bound", policy="sha256:0123", mode="enforce", rules=3)
         self.after = [self.expect("job_completed")]
@@ -104,6 +109,10 @@ def run(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]
 def test_the_image_says_which_it_is(run: Run, image: Image) -> None:
     assert run.before[0]["image"] == image.manifest.digest
     assert run.before[0]["cloud_init"] == image.manifest.cloud_init
+
+
+def test_nothing_goes_on_in_front_of_the_gate(run: Run) -> None:
+    assert run.closed is None
 
 
 def test_the_runner_waits_until_the_seed_is_gone(run: Run) -> None:

@@ -9,7 +9,8 @@ from runner_image.base import sources_file
 from runner_image.build import _check_cloud_init
 from runner_image.disk import disk_size, used_bytes
 from runner_image.machine import AptSource
-from runner_image.rootfs import licences
+from runner_image.recipe import Reordered
+from runner_image.rootfs import licences, reordered_unit
 
 SOURCE = AptSource("http://mirror.example/debian", "trixie", "main", "https://mirror.example/debian")
 
@@ -54,3 +55,11 @@ def test_cloud_init_new_enough(version: str) -> None:
 def test_cloud_init_too_old(version: str) -> None:
     with pytest.raises(HostError):
         _check_cloud_init(version)
+
+
+def test_a_unit_starts_in_another_order_and_stays_as_it_is_otherwise() -> None:
+    text = "[Unit]\nDescription=x\nAfter=a.target b.service\nBefore=a.target\nWants=a.target\n\n[Service]\nExecStart=/bin/x\n"
+    changed = reordered_unit(text, Reordered("x.service", ("a.target",), "gate.service"))
+    assert changed == (
+        "[Unit]\nAfter=gate.service\nDescription=x\nAfter=b.service\nWants=a.target\n\n[Service]\nExecStart=/bin/x\n"
+    )

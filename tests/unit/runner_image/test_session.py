@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from runner_image.guest.session import (
+    ASKS_FOR_TIME,
     BIND_WAIT_S,
     CHANNEL_GRACE_S,
     MAX_LINE,
@@ -12,10 +13,13 @@ from runner_image.guest.session import (
     SIGN_IN_PAUSES_S,
     AnswerHook,
     Effect,
+    OpenGate,
     PowerOff,
     Say,
     Send,
     Session,
+    SetClock,
+    Settle,
     StartRunner,
     StopRunner,
 )
@@ -42,6 +46,7 @@ def kinds(effects: list[Effect]) -> list[type]:
 def connected() -> Session:
     session = Session("d1", "25.1", now=0.0)
     session.opened()
+    session.gate_opened(0.0)
     return session
 
 
@@ -63,6 +68,50 @@ def test_it_says_hello_when_somebody_listens() -> None:
     (hello,) = Session("d1", "25.1", now=0.0).opened()
     assert isinstance(hello, Send)
     assert hello.encode() == b'{"m":"hello","image":"d1","cloud_init":"25.1"}\n'
+
+
+def test_the_gate_opens_once_and_by_the_hosts_word_alone() -> None:
+    session = Session("d1", "25.1", now=0.0)
+    session.opened()
+    assert session.seeded(registered=True) == []  # in front of the gate there is nothing to be taken
+    for order in ({"m": "seed_gone"}, {"m": "time", "now_ns": 1}, {"m": "what"}):
+        assert session.heard(line(**order), 0.0) == []
+    (opening,) = session.heard(line(m="open", now_ns=5, random="QUJD"), 0.0)
+    assert isinstance(opening, OpenGate)
+    assert opening.order == {"m": "open", "now_ns": 5, "random": "QUJD"}
+    assert sent(session.gate_opened(0.0)) == ["opened", "what_time"]
+    assert session.heard(line(m="open", now_ns=6, random="QUJD"), 0.0) == []
+    assert session.heard(line(m="settle"), 0.0) == []
+
+
+def test_a_template_is_taken_in_front_of_the_gate() -> None:
+    session = Session("d1", "25.1", now=0.0)
+    session.opened()
+    assert kinds(session.heard(line(m="settle"), 0.0)) == [Settle]
+    assert sent(session.settled()) == ["settled"]
+    assert kinds(session.heard(line(m="open", now_ns=5, random=""), 9.0)) == [OpenGate]  # the same session, in a clone
+
+
+def test_the_time_is_asked_for_until_an_answer_comes_quickly() -> None:
+    session = Session("d1", "25.1", now=0.0)
+    session.opened()
+    session.gate_opened(10.0)
+    assert sent(session.heard(line(m="time", now_ns=1_000_000_000), 10.5)) == [
+        "what_time"
+    ]  # it may be half a second old
+    (clock,) = session.heard(line(m="time", now_ns=2_000_000_000), 10.54)
+    assert isinstance(clock, SetClock)
+    assert clock.now_ns == 2_020_000_000  # it was on its way for half of 40 ms
+    assert session.heard(line(m="time", now_ns=3_000_000_000), 10.6) == []  # nobody asked
+
+
+def test_a_slow_host_is_asked_so_often_and_no_more() -> None:
+    session = Session("d1", "25.1", now=0.0)
+    session.opened()
+    session.gate_opened(0.0)
+    told = [kinds(session.heard(line(m="time", now_ns=1), 0.2 * (n + 1))) for n in range(ASKS_FOR_TIME + 1)]
+    assert told == [[Send]] * (ASKS_FOR_TIME - 1) + [[SetClock], []]
+    assert session.heard(b'{"m":"time","now_ns":"soon"}', 9.0) == []
 
 
 def test_a_runner_starts_only_after_the_seed_is_gone() -> None:
@@ -137,7 +186,7 @@ def test_an_agent_that_is_back_within_the_grace_does_not_fail_the_job() -> None:
     session = listening()
     session.asked(JOB, 10.0)
     session.closed(20.0)
-    assert sent(session.opened()) == ["hello", "jit_taken", "runner_started", "listening", "job_started"]
+    assert sent(session.opened()) == [*("hello", "opened", "jit_taken", "runner_started", "listening", "job_started")]
     assert answers(session.tick(20.0 + CHANNEL_GRACE_S)) == []
 
 
@@ -249,5 +298,6 @@ def test_it_beats_every_ten_seconds_while_somebody_listens() -> None:
 
 def test_what_is_said_with_nobody_there_is_said_later() -> None:
     session = Session("d1", "25.1", now=0.0)
+    session.gate_opened(0.0)
     assert sent(session.seeded(registered=True)) == []
-    assert sent(session.opened()) == ["hello", "jit_taken"]
+    assert sent(session.opened()) == ["hello", "opened", "jit_taken"]
