@@ -55,6 +55,10 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a client may take to send a whole ClientHello, in seconds."""
     idle_timeout_s: float = 3600.0
     """A connection on which nothing moved for so many seconds is closed."""
+    templates_dir: str = ""
+    """Where the booted templates that clones start from are kept; empty for ``templates/`` in ``state_dir``."""
+    templates_gib: int = 40
+    """What templates may take on the disk, in GiB: the longest unused go first."""
     reserve_vcpus: int = 0
     """Processors kept back from VMs, for the host itself."""
     reserve_memory_mib: int = 2048

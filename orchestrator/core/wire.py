@@ -122,6 +122,8 @@ class Desired(msgspec.Struct, frozen=True):
     runners: tuple[DesiredRunner, ...]
     classes: tuple[MachineClass, ...] = ()
     """Classes that the host should have templates for, and machines waiting."""
+    templates_since: float = 0.0
+    """Templates that were made before are to be made anew; seconds since the epoch."""
 
 
 class Image(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,19 +23,21 @@ import structlog
 from orchestrator.core.errors import HostError, IronCDError
 from orchestrator.core.machine import Capacity, MachineClass
 from orchestrator.core.names import names_of, ulid_of
-from orchestrator.core.wire import Desired, DesiredRunner, Failure, GuestClaim, Observed
+from orchestrator.core.wire import Desired, DesiredRunner, Failure, Observed
 from orchestrator.host import console, erase, guest, sweep
 from orchestrator.host.accelerator import Choice, device_problem
 from orchestrator.host.adopt import adopt
 from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import HELLO_S, Situation, Step, next_step
-from orchestrator.host.exits import failure_of
+from orchestrator.host.hearing import hear
 from orchestrator.host.host_facts import boot_id, capacity_of
-from orchestrator.host.images import find_image, list_images
+from orchestrator.host.images import list_images
 from orchestrator.host.parts import Parts, Runner, without_secret
 from orchestrator.host.record import Record
+from orchestrator.host.room import fits, too_small, without_accelerator
 from orchestrator.host.ship import Lag
-from orchestrator.host.steps import bound_order, carry_out, fail
+from orchestrator.host.steps import carry_out, doubt_template, fail
+from orchestrator.host.templates import Templates
 from orchestrator.host.watch import Watch, wall_broken
 from orchestrator.system.log import hide
 
@@ -82,6 +85,8 @@ class Agent:
         self.lag: Callable[[], Lag] = Lag
         """How far the ledger's shipping is behind."""
         parts.changed = self.changed
+        parts.templates = Templates(parts)
+        parts.templates.uses = self._clones
 
     # --- what comes in
 
@@ -107,6 +112,7 @@ class Agent:
             self._wishes = kept
             self._generation = desired.generation
             self._informed = True
+            self.parts.templates.want(desired.classes, desired.templates_since)
             if changed:
                 clean = msgspec.structs.replace(desired, runners=tuple(map(without_secret, desired.runners)))
                 self._desired = msgspec.json.encode(clean)
@@ -117,30 +123,14 @@ class Agent:
 
     def heard(self, ulid: str, message: guest.Message) -> None:
         """A guest said ``message``.  Called on the channels' thread; only notes it."""
+        listener = self.parts.reserved.get(ulid)
+        if listener is not None:
+            listener(message)
+            return
         runner = self._runners.get(ulid)
         if runner is None:
             return
-        parts = self.parts
-        runner.record.heard_at = parts.clock()
-        match message:
-            case guest.Hello():
-                runner.mark(parts, "guest_hello")
-            case guest.JitTaken():
-                runner.mark(parts, "jit_taken")
-                if runner.record.has("seed_gone"):  # said again after a reconnection: so is our answer
-                    parts.talk.send(ulid, guest.SeedGone())
-            case guest.RunnerStarted():
-                runner.mark(parts, "runner_started")
-            case guest.Listening():
-                runner.mark(parts, "runner_listening")
-            case guest.JobStarted():
-                self._claimed(runner, message)
-            case guest.JobCompleted():
-                runner.mark(parts, "job_completed")
-            case guest.RunnerExited():
-                self._exited(runner, message)
-            case _:
-                pass
+        hear(self.parts, runner, self._wishes.get(ulid), message)
         self.wake.set()
 
     def channel_lost(self, ulid: str) -> None:
@@ -187,6 +177,8 @@ class Agent:
         with self._lock:
             for ulid in sorted(self._wishes.keys() | self._runners.keys()):
                 self._turn_runner(ulid, now)
+        if self.choice.accelerator:
+            self.parts.templates.turn(now, self._has_room)
 
     def check_wall(self) -> None:
         """Compare the packet filter with what was installed; links are cut while it differs."""
@@ -224,6 +216,7 @@ class Agent:
             images=list_images(parts.paths.images),
             problems=problems + self._standing_problems(),
             version=self.version,
+            templates=parts.templates.observe(),
             unshipped=lag.lines,
             unshipped_s=round(lag.seconds, 1),
             swept=swept,
@@ -241,6 +234,7 @@ class Agent:
         for runner in list(self._runners.values()):
             if runner.busy == "start":
                 runner.cancel.set()
+        self.parts.templates.close()
         for pool in (self._pool, self._ends):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -326,55 +320,38 @@ class Agent:
     def _refusal(self, want: DesiredRunner) -> Step | None:
         """Whether ``want`` can start: a ``start`` step; a ``fail`` step where it never can; None where it must wait."""
         if not self.choice.accelerator:
-            return self._refusal_without_accelerator(want)
-        room = self._capacity
-        if want.machine.vcpus > room.vcpus or want.machine.memory_mib > room.memory_mib:
-            need = f"{want.machine.vcpus} vCPUs and {want.machine.memory_mib} MiB"
-            return Step(
-                "fail", f"its class needs {need}; this host has {room.vcpus} and {room.memory_mib}", "host-too-small"
-            )
-        in_use = [r.record.machine for r in self._runners.values() if _holds_room(r)]
-        vcpus = sum(machine.vcpus for machine in in_use) + want.machine.vcpus
-        memory = sum(machine.memory_mib for machine in in_use) + want.machine.memory_mib
-        if vcpus > room.vcpus or memory > room.memory_mib:
+            return without_accelerator(self.choice, self.parts.paths.images, want.machine)
+        never = too_small(self._capacity, want.machine)
+        if never is not None:
+            return never
+        asked = [want.machine, *self._in_use()]
+        if not fits(self._capacity, asked):
             return None
+        building = self.parts.templates.building
+        if building is not None and not fits(self._capacity, [building, *asked]):
+            self.parts.templates.make_room()
         return Step("start")
 
-    def _refusal_without_accelerator(self, want: DesiredRunner) -> Step | None:
-        problem = self.choice.problem
-        if problem is not None:
-            return Step("fail", problem.message, problem.code)
-        try:
-            find_image(self.parts.paths.images, want.machine.image)
-        except HostError as error:
-            return Step("fail", error.message, error.code)
-        return None  # there is an image to try KVM with, and that is being done
+    def _in_use(self) -> list[MachineClass]:
+        return [runner.record.machine for runner in list(self._runners.values()) if _holds_room(runner)]
+
+    def _has_room(self, machine: MachineClass) -> bool:
+        """For a template: no runner starts or waits for room, and there is some left."""
+        waits = any(wish.wish == "run" and wish.id not in self._runners for wish in list(self._wishes.values()))
+        starts = any(runner.busy == "start" for runner in list(self._runners.values()))
+        return not waits and not starts and fits(self._capacity, [machine, *self._in_use()])
+
+    def _clones(self) -> dict[str, int]:
+        """Living clones by template."""
+        living = [runner.record for runner in list(self._runners.values()) if _holds_room(runner)]
+        return Counter(record.template for record in living if record.template)
 
     def _keep_channel(self, runner: Runner | None) -> None:
         if runner is not None and runner.record.vm == "running":
             self.parts.talk.ensure(runner.record.id, runner.paths(self.parts).channel)
 
-    def _claimed(self, runner: Runner, said: guest.JobStarted) -> None:
-        with runner.lock:
-            if runner.record.claim is None:
-                runner.record.claim = GuestClaim(
-                    said.repository, said.run_id, said.run_attempt, said.job, said.runner_name
-                )
-        runner.mark(self.parts, "job_hint")
-        want = self._wishes.get(runner.record.id)
-        if runner.record.has("steps_released") and want is not None and want.policy.digest == runner.record.policy:
-            self.parts.talk.send(runner.record.id, bound_order(want))
-
-    def _exited(self, runner: Runner, said: guest.RunnerExited) -> None:
-        with runner.lock:
-            if runner.record.exit_code is None:
-                runner.record.exit_code = said.code
-                tail = console.clean(said.log_tail, (runner.secret,) if runner.secret else ())
-                failure = failure_of(runner.record, said.code, tail, stopped=runner.stop_told)
-                runner.record.failure = failure or runner.record.failure
-        runner.mark(self.parts, "runner_exited")
-
     def _note_crash(self, runner: Runner, why: str) -> None:
+        doubt_template(self.parts, runner, why)
         secrets = (runner.secret,) if runner.secret else ()
         text = console.tail(runner.paths(self.parts).console, secrets)
         runner.record.failure = runner.record.failure or Failure(
@@ -399,7 +376,8 @@ class Agent:
                 self.vm_ended(runner.names.domain, "gone")
 
     def _sweep(self, now: float) -> None:
-        self._capacity = capacity_of(self.parts.settings, self.parts.paths)
+        kept_mib = self.parts.templates.sealed_bytes() >> 20
+        self._capacity = capacity_of(self.parts.settings, self.parts.paths, kept_mib=kept_mib)
         if self.parts.records.unwritable is not None:
             self._keep_desired()
             self.changed()
@@ -435,6 +413,7 @@ class Agent:
             log.warning("desired_unreadable", error=str(error))
             return
         self._wishes = {wish.id: wish for wish in desired.runners if _is_usable(wish)}
+        self.parts.templates.want(desired.classes, desired.templates_since)
         self._informed = True
 
     def _take_over(self, now: float) -> bool:

@@ -21,9 +21,14 @@ _GIB = 1 << 30
 
 def make_disk(image: LocalImage, path: Path, *, size_gib: int) -> None:
     """Make the overlay ``path`` of ``size_gib``, or of the image's size where that is larger."""
+    make_overlay(image.disk, path, size_gib=size_gib, least=image.virtual_size)
+
+
+def make_overlay(backing: Path, path: Path, *, size_gib: int, least: int = 0) -> None:
+    """``backing`` may be relative to the folder of ``path``.  ``least``: in bytes."""
     try:
-        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image.disk), str(path)]
-        run([*argv, str(max(size_gib * _GIB, image.virtual_size))], timeout_s=30)
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing), str(path)]
+        run([*argv, str(max(size_gib * _GIB, least))], timeout_s=30)
     except CommandFailed as error:
         raise HostError(
             f"can't make the disk: {error.message}", code="disk-failed", remedy="See that there is room on the disk."
@@ -31,11 +36,11 @@ def make_disk(image: LocalImage, path: Path, *, size_gib: int) -> None:
     os.chmod(path, 0o600)
 
 
-def copy_boot(image: LocalImage, folder: Path) -> None:
-    """Copy kernel and initrd of ``image`` into ``folder``, as `KERNEL` and `INITRD`."""
+def copy_boot(kernel: Path, initrd: Path, folder: Path) -> None:
+    """Copy kernel and initrd of an image into ``folder``, as `KERNEL` and `INITRD`."""
     folder.mkdir(mode=0o711, exist_ok=True)
     try:
-        for source, target in ((image.kernel, folder / KERNEL), (image.initrd, folder / INITRD)):
+        for source, target in ((kernel, folder / KERNEL), (initrd, folder / INITRD)):
             shutil.copyfile(source, target)
             os.chmod(target, 0o400)
     except OSError as error:

@@ -26,8 +26,22 @@ from orchestrator.host.ruleset import GUEST_MAC
 METADATA = "urn:ironcd:runner:1"
 CHANNEL = "org.ironcd.0"
 SEED_TARGET = "sda"
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 DomainType = Literal["kvm", "qemu", "test"]
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """The guest's memory as a file, of the guest's size.
+
+    ``template``: what the guest writes goes into the file, and nothing is loaded.  ``clone``: the file is mapped privately
+    and the device state is loaded before the VM may run.  ``read_only``: QEMU opens the file for reading only, which it
+    can since version 8.2; before it wants to write even to what it maps privately.
+    """
+
+    path: str
+    use: Literal["template", "clone"]
+    read_only: bool = False
 
 
 class DomainSpec(msgspec.Struct, frozen=True):
@@ -45,12 +59,15 @@ class DomainSpec(msgspec.Struct, frozen=True):
     cmdline: str
     disk: str
     backing: str
-    seed: str
+    seed: str  # empty: the drive has nothing in it
     tap: str
     channel: str
     console: str
     keeps_blocks: bool = False
     """The guest's discards are ignored: what is to be overwritten at the end isn't freed before."""
+    below: str = ""
+    """What ``backing`` itself is based on; empty where it stands alone."""
+    memory: Memory | None = None
     owner: str = ""
     """``+UID:+GID`` that QEMU runs as; empty for what libvirt is configured to use."""
 
@@ -58,6 +75,7 @@ class DomainSpec(msgspec.Struct, frozen=True):
 def domain_xml(spec: DomainSpec) -> str:
     """The domain of ``spec``, for ``virDomainCreateXML``."""
     ET.register_namespace("ironcd", METADATA)
+    ET.register_namespace("qemu", _QEMU)
     root = ET.Element("domain", {"type": spec.domain_type})
     _text(root, "name", spec.name)
     ET.SubElement(root, "genid")
@@ -85,6 +103,8 @@ def domain_xml(spec: DomainSpec) -> str:
     _disks(devices, spec)
     _link(devices, spec)
     _ports(devices, spec)
+    if spec.memory is not None and spec.domain_type != "test":
+        root.append(_qemu_arguments(spec.memory, spec.memory_mib))
     return ET.tostring(root, encoding="unicode")
 
 
@@ -147,15 +167,42 @@ def _disks(devices: ET.Element, spec: DomainSpec) -> None:
         _add(backing, "format", {"type": "qcow2"})
         image = _add(backing, "source", {"file": spec.backing})
         _add(image, "seclabel", {"model": "dac", "relabel": "no"})
-        _add(backing, "backingStore")
+        _below(_add(backing, "backingStore"), spec.below)
     _add(disk, "target", {"dev": "vda", "bus": "virtio"})
     if spec.domain_type != "test":
         _add(devices, "controller", {"type": "scsi", "index": "0", "model": "virtio-scsi"})
     seed = _add(devices, "disk", {"type": "file", "device": "cdrom"})
     _add(seed, "driver", {"name": "qemu", "type": "raw"})
-    _add(seed, "source", {"file": spec.seed})
+    if spec.seed:
+        _add(seed, "source", {"file": spec.seed})
     _add(seed, "target", {"dev": SEED_TARGET, "bus": "scsi"})
     _add(seed, "readonly")
+
+
+def _below(store: ET.Element, path: str) -> None:
+    """The end of the chain of backing files, or one more link of it."""
+    if not path:
+        return
+    store.set("type", "file")
+    _add(store, "format", {"type": "qcow2"})
+    image = _add(store, "source", {"file": path})
+    _add(image, "seclabel", {"model": "dac", "relabel": "no"})
+    _add(store, "backingStore")
+
+
+def _qemu_arguments(memory: Memory, size_mib: int) -> ET.Element:
+    """Libvirt has no words for this: QEMU merges a second ``-machine``, and its first memory stays untouched."""
+    share = "on" if memory.use == "template" else "off"
+    backend = f"memory-backend-file,id=ram,size={size_mib}M,mem-path={memory.path},share={share}"
+    if memory.read_only:
+        backend += ",readonly=on,rom=off"
+    arguments = ["-object", backend, "-machine", "memory-backend=ram"]
+    if memory.use == "clone":
+        arguments += ["-incoming", "defer"]
+    line = ET.Element(f"{{{_QEMU}}}commandline")
+    for argument in arguments:
+        ET.SubElement(line, f"{{{_QEMU}}}arg", {"value": argument})
+    return line
 
 
 def _link(devices: ET.Element, spec: DomainSpec) -> None:

@@ -6,6 +6,7 @@ real ones.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class FakeHypervisor:
         self._ended: Ended | None = None
         self.specs: dict[str, DomainSpec] = {}
         self.fail_with: HostError | None = None
+        self.fail_load: HostError | None = None
+        self.loaded: dict[str, bytes] = {}
         self.destroy_does_nothing = False
         self.hold_destroy: threading.Event | None = None
         """`destroy` waits for it, as libvirt's waits for PID 1."""
@@ -54,6 +57,21 @@ class FakeHypervisor:
         with self._lock:
             self._must(name)
             self._domains[name] = "running"
+
+    def save_state(self, name: str, target: int) -> None:
+        self._maybe_fail()
+        with self._lock:
+            self._must(name)
+            self._domains[name] = "paused"
+        os.write(target, b"state of " + name.encode())
+
+    def load_state(self, name: str, source: int) -> None:
+        self._maybe_fail()
+        if self.fail_load is not None:
+            raise self.fail_load
+        with self._lock:
+            self._must(name)
+            self.loaded[name] = os.read(source, 4096)
 
     def kill(self, name: str) -> bool:
         self._maybe_fail()
@@ -100,6 +118,9 @@ class FakeHypervisor:
 
     def version(self) -> str:
         return "0.0.0"
+
+    def identity(self) -> str:
+        return "fake 0"
 
     def alive(self) -> bool:
         return self.fail_with is None

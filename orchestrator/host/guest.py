@@ -9,6 +9,9 @@ The pure part is first (`parse`, `Lines`, `Pace`); `orchestrator.host.channels` 
 
 from __future__ import annotations
 
+import os
+import time
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -16,6 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_LINE = 8 * 1024
+_RANDOM_BYTES = 64
 
 _Word = Annotated[str, Meta(max_length=128)]
 _Name = Annotated[str, Meta(max_length=512)]
@@ -27,6 +31,18 @@ _Code = Annotated[int, Meta(ge=-255, le=255)]
 class Hello(Struct, frozen=True, tag_field="m", tag="hello"):
     image: _Word = ""
     cloud_init: _Word = ""
+
+
+class Settled(Struct, frozen=True, tag_field="m", tag="settled"):
+    """The machine stands still at the gate: a template can be taken of it."""
+
+
+class Opened(Struct, frozen=True, tag_field="m", tag="opened"):
+    """The machine has a clock, an identity and randomness of its own; cloud-init goes on."""
+
+
+class WhatTime(Struct, frozen=True, tag_field="m", tag="what_time"):
+    pass
 
 
 class JitTaken(Struct, frozen=True, tag_field="m", tag="jit_taken"):
@@ -62,7 +78,37 @@ class Beat(Struct, frozen=True, tag_field="m", tag="beat"):
     pass
 
 
-Message = Hello | JitTaken | RunnerStarted | Listening | JobStarted | JobCompleted | RunnerExited | Beat
+Message = (
+    Hello
+    | Settled
+    | Opened
+    | WhatTime
+    | JitTaken
+    | RunnerStarted
+    | Listening
+    | JobStarted
+    | JobCompleted
+    | RunnerExited
+    | Beat
+)
+
+
+class Settle(Struct, frozen=True, tag_field="m", tag="settle"):
+    """Come to rest at the gate, and say so."""
+
+
+class Open(Struct, frozen=True, tag_field="m", tag="open"):
+    """The gate's opening line.  ``now_ns`` since the epoch; ``random`` in base64, for this machine alone."""
+
+    now_ns: int
+    random: str
+
+    def __repr__(self) -> str:
+        return "Open()"
+
+
+class Time(Struct, frozen=True, tag_field="m", tag="time"):
+    now_ns: int
 
 
 class SeedGone(Struct, frozen=True, tag_field="m", tag="seed_gone"):
@@ -85,7 +131,7 @@ class Stop(Struct, frozen=True, tag_field="m", tag="stop"):
     """End the runner with SIGTERM."""
 
 
-Order = SeedGone | Bound | Refused | Stop
+Order = Settle | Open | Time | SeedGone | Bound | Refused | Stop
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
@@ -96,6 +142,11 @@ def parse(line: bytes) -> Message | None:
         return _decoder.decode(line)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
+
+
+def opening() -> Open:
+    """An opening line, to be sent at once: it has the time."""
+    return Open(time.time_ns(), b64encode(os.urandom(_RANDOM_BYTES)).decode("ascii"))
 
 
 def encode(order: Order) -> bytes:

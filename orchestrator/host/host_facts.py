@@ -14,8 +14,8 @@ from orchestrator.host.qemu_process import unlinked_bytes
 _GIB = 1 << 30
 
 
-def capacity_of(settings: HostSettings, paths: HostPaths) -> Capacity:
-    """What VMs can have in all: the machine less its reserve.  Disk counts what overlays already take as free.
+def capacity_of(settings: HostSettings, paths: HostPaths, *, kept_mib: int = 0) -> Capacity:
+    """What VMs can have in all: the machine less its reserve, and ``kept_mib`` that templates take.  Disk counts what overlays already take as free.
 
     Overlays of running VMs have no name any more (`orchestrator.host.erase`), and are counted all the same.
     """
@@ -23,7 +23,7 @@ def capacity_of(settings: HostSettings, paths: HostPaths) -> Capacity:
     taken = _taken(paths.disks) + unlinked_bytes(paths.disks)
     return Capacity(
         vcpus=max(0, (os.cpu_count() or 1) - settings.reserve_vcpus),
-        memory_mib=max(0, memory - settings.reserve_memory_mib),
+        memory_mib=max(0, memory - settings.reserve_memory_mib - kept_mib),
         disk_gib=max(0, (_free(paths.disks) + taken) // _GIB - settings.reserve_disk_gib),
     )
 

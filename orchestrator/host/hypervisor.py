@@ -10,18 +10,20 @@ and a list every second catches what an event missed, for instance while libvirt
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import libvirt
+import libvirt_qemu
 import msgspec
 import structlog
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.names import names_of, ulid_of
-from orchestrator.host import qemu_process
+from orchestrator.host import qemu_process, qemu_state
 from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, owner_in, qemu_group, seed_source
 
 log = structlog.get_logger()
@@ -43,6 +45,12 @@ class Hypervisor(Protocol):
     def start_paused(self, spec: DomainSpec) -> None: ...
 
     def resume(self, name: str) -> None: ...
+
+    def save_state(self, name: str, target: int) -> None:
+        """Stop the VM and write its devices' state, without its memory, to the open file ``target``."""
+
+    def load_state(self, name: str, source: int) -> None:
+        """Load what `save_state` wrote from the open file ``source`` into a VM made with ``-incoming defer``."""
 
     def destroy(self, name: str) -> None:
         """End the VM at once; nothing happens where there is none.  Refuses a domain that isn't ours."""
@@ -67,7 +75,11 @@ class Hypervisor(Protocol):
     def group(self) -> int | None:
         """The group that QEMU runs with; None where the driver runs no QEMU."""
 
-    def version(self) -> str: ...
+    def version(self) -> str:
+        """Of QEMU, as three numbers."""
+
+    def identity(self) -> str:
+        """Of all that reads or writes a VM's state: a saved one fits only the same."""
 
     def alive(self) -> bool: ...
 
@@ -130,6 +142,18 @@ class Libvirt:
     def resume(self, name: str) -> None:
         with _told("resume", name):
             self._open().lookupByName(name).resume()
+
+    def save_state(self, name: str, target: int) -> None:
+        with _told("save", name):
+            domain = self._open().lookupByName(name)
+            domain.suspend()
+            if self._has_qemu():
+                qemu_state.save(_Monitor(domain), target)
+
+    def load_state(self, name: str, source: int) -> None:
+        with _told("load", name):
+            if self._has_qemu():
+                qemu_state.load(_Monitor(self._open().lookupByName(name)), source)
 
     def destroy(self, name: str) -> None:
         domain = self._find(name)
@@ -199,6 +223,10 @@ class Libvirt:
             number = self._open().getVersion()
         return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
+    def identity(self) -> str:
+        with _told("ask", "version"):
+            return f"QEMU {self.version()}, libvirt {self._open().getLibVersion()}"
+
     def alive(self) -> bool:
         try:
             return bool(self._open().isAlive())
@@ -211,6 +239,9 @@ class Libvirt:
                 with contextlib.suppress(libvirt.libvirtError):
                     self._connection.close()
                 self._connection = None
+
+    def _has_qemu(self) -> bool:
+        return not self._uri.startswith("test:")
 
     def _open(self) -> Any:
         with self._lock:
@@ -256,6 +287,28 @@ class Libvirt:
             self._ended(name, "shutdown")
         elif event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
             self._ended(name, "crashed")
+
+
+class _Monitor:
+    """`qemu_state.Monitor` through libvirt, which doesn't mind: none of these commands changes what it keeps track of."""
+
+    def __init__(self, domain: Any) -> None:
+        self._domain = domain
+
+    def ask(self, command: str, arguments: Mapping[str, Any] | None = None, *, file: int | None = None) -> Any:
+        request = json.dumps({"execute": command, "arguments": dict(arguments or {})})
+        if file is None:
+            answer = libvirt_qemu.qemuMonitorCommand(self._domain, request, 0)
+        else:
+            answer, _ = libvirt_qemu.qemuMonitorCommandWithFiles(self._domain, request, [file])
+        said = json.loads(answer)
+        if "error" in said:
+            raise HostError(
+                f"QEMU refuses {command}: {said['error'].get('desc', '')}",
+                code="clone-failed",
+                remedy="The job boots cold; the template is looked at, and made anew.",
+            )
+        return said["return"]
 
 
 def _is_absent(error: Any) -> bool:

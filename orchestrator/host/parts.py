@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -27,7 +28,14 @@ from orchestrator.host.ruleset import VmRules
 from orchestrator.host.slots import Slot, Slots
 from orchestrator.host.wall import Firewall
 
+if TYPE_CHECKING:
+    from orchestrator.host.guest import Message
+    from orchestrator.host.templates import Templates
+
 log = structlog.get_logger()
+
+VM_USERS = 1_990_000_000
+"""QEMU of the VM on link N runs as this user id + N: what one VM's QEMU owns, no other's can open."""
 
 
 @dataclass
@@ -45,6 +53,9 @@ class Parts:
     """Each VM's QEMU runs as a user of its own in this group; None where it runs as libvirt is configured."""
     clock: Callable[[], float] = time.time
     talk: Talk = None  # type: ignore[assignment]  # set by the agent, which hears what the channels say
+    templates: Templates = None  # type: ignore[assignment]  # set by the agent, which knows what runs
+    reserved: dict[str, Callable[[Message], None]] = field(default_factory=dict)
+    """VMs that no runner has (yet), by ULID, with who hears what their guests say.  The sweep leaves them alone."""
     changed: Callable[[], None] = lambda: None
     """Called when something that the control plane should see has changed."""
 

@@ -28,6 +28,7 @@ class HostPaths(msgspec.Struct, frozen=True):
     channels: Path
     consoles: Path
     images: Path
+    templates: Path
     cache: Path
     gateway_socket: Path
     desired: Path
@@ -59,6 +60,7 @@ def host_paths(settings: HostSettings) -> HostPaths:
         channels=run / "channels",
         consoles=run / "consoles",
         images=cache / "images",
+        templates=Path(settings.templates_dir) if settings.templates_dir else state / "templates",
         cache=cache,
         gateway_socket=run / "gateway.sock",
         desired=state / "desired.json",
@@ -80,7 +82,7 @@ def vm_paths(paths: HostPaths, names: Names) -> VmPaths:
 
 def make_folders(paths: HostPaths) -> None:
     """Make what is missing.  A parent that QEMU must pass gets the right to be passed, and no other."""
-    for folder in (paths.disks, paths.boot, paths.seeds, paths.channels):
+    for folder in (paths.disks, paths.boot, paths.seeds, paths.channels, paths.templates):
         folder.mkdir(parents=True, exist_ok=True)
         os.chmod(folder, _PASSED)
     for folder in (paths.records, paths.links, paths.consoles, paths.ledger, paths.images):
@@ -88,7 +90,7 @@ def make_folders(paths: HostPaths) -> None:
     for folder in (paths.records, paths.links, paths.consoles):
         os.chmod(folder, _PRIVATE)
     _clear_half_written(paths)
-    for folder in (paths.disks.parent, paths.channels.parent, paths.cache, paths.images):
+    for folder in (paths.disks.parent, paths.templates.parent, paths.channels.parent, paths.cache, paths.images):
         mode = folder.stat().st_mode & 0o7777
         os.chmod(folder, mode | 0o111)  # noqa: S103 - to pass, not to list or read
 

@@ -17,7 +17,7 @@ import structlog
 from orchestrator.core.errors import HostError
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import names_of, ulid_of
-from orchestrator.core.wire import Failure, GuestClaim, Mark, ObservedRunner, Proof, VmState
+from orchestrator.core.wire import Failure, GuestClaim, Mark, ObservedRunner, Proof, Start, VmState
 from orchestrator.system.files import write_atomic
 
 log = structlog.get_logger()
@@ -41,6 +41,11 @@ class Record(msgspec.Struct):
     failure: Failure | None = None
     proof: Proof | None = None
     end_reason: str = ""
+    start: Start = ""
+    """How its VM was started."""
+    cold_because: str = ""
+    template: str = ""
+    """Key of the template that it is a clone of."""
     heard_at: float = 0.0
     """When its guest last said anything."""
 
@@ -62,6 +67,8 @@ class Record(msgspec.Struct):
         return ObservedRunner(
             id=self.id,
             vm=self.vm,
+            start=self.start,
+            cold_because=self.cold_because,
             marks=dict(self.marks),
             policy=self.policy,
             generation=self.generation,

@@ -11,23 +11,24 @@ import time
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.link import GatewayRequest, Link
 from orchestrator.core.wire import DesiredRunner
-from orchestrator.host.disk import INITRD, KERNEL, copy_boot, make_disk
-from orchestrator.host.domain_xml import DomainSpec
 from orchestrator.host.gateway import GatewayAway
-from orchestrator.host.images import LocalImage, find_image
+from orchestrator.host.guest import opening
+from orchestrator.host.images import find_image
 from orchestrator.host.parts import Cancelled, Parts, Runner, link_of, rules_of
 from orchestrator.host.seed import make_seed
 from orchestrator.host.slots import Slot
+from orchestrator.host.templates import Cold
+from orchestrator.host.vm import Plan, boot_paused, clone_paused, connect, make_boot_files, make_clone_files, unmake
 from orchestrator.system.files import write_atomic
 
-VM_USERS = 1_990_000_000
-"""QEMU of the VM on link N runs as this user id + N: what one VM's QEMU owns, no other's can open."""
+log = structlog.get_logger()
+
 _GATEWAY_PATIENCE_S = 15.0
-_CHANNEL_PATIENCE_S = 5.0
 
 
 def start(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
@@ -42,14 +43,12 @@ def start(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
     image = find_image(parts.paths.images, want.machine.image)
     parts.wires.make(names.tap)
     _go_on(runner)
-    make_disk(image, files.disk, size_gib=want.machine.disk_gib)
-    copy_boot(image, files.boot)
-    runner.mark(parts, "disk_made")
     make_seed(files.seed, names, slot, jit=want.jit, cas=_authorities(parts.settings.guest_ca_files))
     runner.mark(parts, "seed_made")
     _go_on(runner)
-    parts.hypervisor.start_paused(_spec(parts, runner, want, image, slot))
-    runner.mark(parts, "domain_started")
+    plan = Plan(want.id, want.machine, image, files, slot)
+    if not _cloned(parts, runner, plan):
+        _booted(parts, runner, plan)
     _go_on(runner)
     _wire_up(parts, runner, want, slot)
     _go_on(runner)
@@ -58,7 +57,43 @@ def start(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
         record.vm = "running"
         parts.records.save(record)
     parts.hypervisor.resume(names.domain)
+    if record.start == "clone":  # it waits at the gate; a machine that boots says when it is there
+        parts.talk.send(want.id, opening())
     parts.changed()
+
+
+def _cloned(parts: Parts, runner: Runner, plan: Plan) -> bool:
+    """Wake the VM from its template.  False where it must boot; the record says why."""
+    record = runner.record
+    try:
+        lease = parts.templates.lease(plan.machine, plan.image)
+    except Cold as cold:
+        record.cold_because = str(cold)
+        return False
+    record.template = lease.template.key
+    try:
+        make_clone_files(plan, lease)
+        runner.mark(parts, "disk_made")
+        clone_paused(parts, plan, lease, lambda: _go_on(runner))
+    except (HostError, OSError) as error:
+        log.warning("clone_failed", runner=plan.ulid, template=record.template[:12], error=str(error))
+        parts.templates.doubt(record.template, str(error))
+        unmake(parts, plan.ulid, plan.files)
+        record.cold_because, record.template = f"its clone failed: {error}"[:500], ""
+        record.marks.pop("disk_made", None)
+        return False
+    record.start = "clone"
+    runner.mark(parts, "domain_started")
+    runner.mark(parts, "cloned")
+    return True
+
+
+def _booted(parts: Parts, runner: Runner, plan: Plan) -> None:
+    make_boot_files(plan)
+    runner.mark(parts, "disk_made")
+    runner.record.start = "cold"
+    boot_paused(parts, plan)
+    runner.mark(parts, "domain_started")
 
 
 def _wire_up(parts: Parts, runner: Runner, want: DesiredRunner, slot: Slot) -> None:
@@ -70,7 +105,7 @@ def _wire_up(parts: Parts, runner: Runner, want: DesiredRunner, slot: Slot) -> N
     runner.mark(parts, "chain_installed")
     put_in_force(parts, runner, link)
     parts.wires.up(tap, slot)
-    _connect(parts, runner)
+    connect(parts, runner.record.id, runner.paths(parts).channel, lambda: _go_on(runner))
 
 
 def put_in_force(parts: Parts, runner: Runner, link: Link) -> None:
@@ -104,44 +139,6 @@ def _apply(parts: Parts, runner: Runner, link: Link) -> None:
             code="policy-not-in-force",
             remedy="See the gateway's log; the VM gets nothing through until then.",
         )
-
-
-def _connect(parts: Parts, runner: Runner) -> None:
-    """Open the guest's channel before the guest runs: what it says to a closed port is lost."""
-    channel = runner.paths(parts).channel
-    deadline = time.monotonic() + _CHANNEL_PATIENCE_S
-    while not parts.talk.ensure(runner.record.id, channel):
-        if time.monotonic() > deadline:
-            raise HostError(
-                f"the guest's channel {channel} can't be opened",
-                code="channel-failed",
-                remedy="See /var/log/libvirt/qemu/ for what QEMU says about it.",
-            )
-        _go_on(runner)
-        time.sleep(0.02)
-
-
-def _spec(parts: Parts, runner: Runner, want: DesiredRunner, image: LocalImage, slot: Slot) -> DomainSpec:
-    files = runner.paths(parts)
-    return DomainSpec(
-        ulid=want.id,
-        site=parts.settings.netns,
-        name=runner.names.domain,
-        domain_type=parts.domain_type,
-        vcpus=want.machine.vcpus,
-        memory_mib=want.machine.memory_mib,
-        kernel=str(files.boot / KERNEL),
-        initrd=str(files.boot / INITRD),
-        cmdline=image.manifest.cmdline,
-        disk=str(files.disk),
-        backing=str(image.disk),
-        seed=str(files.seed),
-        tap=runner.names.tap,
-        channel=str(files.channel),
-        console=str(files.console),
-        keeps_blocks=parts.settings.disk_erase == "zero",
-        owner="" if parts.qemu_group is None else f"+{VM_USERS + slot.index}:+{parts.qemu_group}",
-    )
 
 
 def _authorities(paths: tuple[str, ...]) -> tuple[str, ...]:

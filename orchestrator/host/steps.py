@@ -46,12 +46,20 @@ def fail(parts: Parts, runner: Runner, failure: Failure) -> None:
     secrets = (runner.secret,) if runner.secret else ()
     text = console.tail(runner.paths(parts).console, secrets)
     domain = _domain_state(parts, runner)
+    doubt_template(parts, runner, failure.message)
     with runner.lock:
         record = runner.record
         record.failure = record.failure or Failure(failure.code, failure.message, failure.remedy, text, domain)
         record.vm = "failed"
     log.warning("vm_failed", runner=runner.record.id, code=failure.code, message=failure.message)
     runner.save(parts)
+
+
+def doubt_template(parts: Parts, runner: Runner, why: str) -> None:
+    """A clone that didn't come through the gate is its template's fault until that is found whole."""
+    record = runner.record
+    if record.template and record.has("domain_started") and not record.has("gate_opened"):
+        parts.templates.doubt(record.template, why)
 
 
 def _domain_state(parts: Parts, runner: Runner) -> str:

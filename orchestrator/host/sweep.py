@@ -34,7 +34,7 @@ class Leftovers(msgspec.Struct, frozen=True):
 
 def find(parts: Parts, known: Iterable[str]) -> Leftovers:
     """What there is with a name of ours and belongs to none of the runners ``known``.  Raises HostError."""
-    known = set(known)
+    known = set(known) | parts.reserved.keys()
     ulids = {domain.ulid for domain in parts.hypervisor.ours()}
     paths = parts.paths
     for folder in (paths.disks, paths.boot, paths.seeds, paths.channels, paths.consoles, paths.records):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.core.errors import OperationalError
 
@@ -68,3 +69,33 @@ def run(
     if done.returncode != 0:
         raise CommandFailed(argv, done.returncode, done.stderr or done.stdout)
     return done.stdout
+
+
+@contextlib.contextmanager
+def holding(files: Sequence[int], *, user: int, group: int) -> Iterator[int]:
+    """A process of ``user`` and ``group`` that holds ``files`` open under the same numbers during the block; its pid.
+
+    Another process of that user can open them there (``/proc/PID/fd/N``), and nobody else but root.  Raises OSError.
+    """
+    process = subprocess.Popen(
+        ["cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=list(files),
+        user=user,
+        group=group,
+        extra_groups=[],
+        cwd="/",
+        env=environment(),
+    )
+    try:
+        yield process.pid
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

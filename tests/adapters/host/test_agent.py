@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -21,14 +23,16 @@ from orchestrator.core.settings import HostSettings
 from orchestrator.core.wire import Desired, DesiredRunner, ObservedRunner
 from orchestrator.host import agent as agent_module
 from orchestrator.host import erase as erase_module
-from orchestrator.host import guest
+from orchestrator.host import guest, template_files
 from orchestrator.host.accelerator import Choice, choose
 from orchestrator.host.agent import Agent
+from orchestrator.host.domain_xml import Memory
 from orchestrator.host.fakes import FakeGateway, FakeHypervisor, FakeTalk, FakeWall, FakeWires
 from orchestrator.host.parts import Parts
 from orchestrator.host.paths import host_paths, make_folders
 from orchestrator.host.record import Records
 from orchestrator.host.slots import Slots
+from orchestrator.host.templates import Cold
 from orchestrator.system.process import run
 
 ONE = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
@@ -91,7 +95,7 @@ class Host:
         before = self.wishes.get(ulid) or DesiredRunner(
             id=ulid,
             wish="run",
-            machine=MachineClass("ironcd", vcpus=1, memory_mib=64, disk_gib=1),
+            machine=MachineClass("ironcd", vcpus=1, memory_mib=64, disk_gib=1, start="cold"),
             identity=Identity(runner=ulid, org="acme"),
             policy=BASELINE,
             generation=1,
@@ -175,7 +179,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def test_a_vm_is_made_in_the_order_that_keeps_it_closed(host):
     host.running()
     marks = host.seen().marks
-    order = ["accepted", "disk_made", "seed_made", "domain_started", "chain_installed"]
+    order = ["accepted", "seed_made", "disk_made", "domain_started", "chain_installed"]
     assert [mark for mark in marks if mark in order] == order
     tap = names_of(ONE).tap
     assert [step for step, _ in host.wires.history] == ["make", "move", "up"]
@@ -205,7 +209,8 @@ def test_the_jit_configuration_is_on_the_seed_only_and_goes_with_it(host):
     assert not [path for path in others if JIT.encode() in path.read_bytes()]
     assert JIT not in msgspec.json.encode(host.agent.observe()).decode()
     host.agent.heard(ONE, guest.JitTaken())
-    host.until(lambda: "seed_gone" in host.seen().marks)
+    host.until(lambda: host.talk.said)
+    assert "seed_gone" in host.seen().marks
     assert not seed.exists()
     assert not host.hypervisor.has_seed(names_of(ONE).domain)
     assert host.talk.said == [(ONE, guest.SeedGone())]
@@ -398,7 +403,7 @@ def test_a_failed_start_leaves_nothing_half_made(host, monkeypatch, step):
 
     match step:
         case "disk":
-            monkeypatch.setattr("orchestrator.host.start.make_disk", refuse)
+            monkeypatch.setattr("orchestrator.host.vm.make_disk", refuse)
         case "domain":
             monkeypatch.setattr(host.hypervisor, "start_paused", refuse)
         case "wall":
@@ -406,7 +411,7 @@ def test_a_failed_start_leaves_nothing_half_made(host, monkeypatch, step):
         case "gateway":
             monkeypatch.setattr("orchestrator.host.start._apply", refuse)
         case "channel":
-            monkeypatch.setattr("orchestrator.host.start._connect", refuse)
+            monkeypatch.setattr("orchestrator.host.start.connect", refuse)
     host.wish()
     host.until(host.proved)
     seen = host.seen()
@@ -744,3 +749,116 @@ def test_images_are_told(host):
 
 def test_the_module_says_how_often_it_looks():
     assert agent_module.LOOK_S <= 1.0
+
+
+# Clones
+
+
+class Leases:
+    """Templates of which there is one."""
+
+    building = None
+
+    def __init__(self, host: Host) -> None:
+        place = host.paths.templates / ("a" * 64)
+        place.mkdir()
+        for name in (template_files.BASE, template_files.DISK):
+            run(["qemu-img", "create", "-q", "-f", "qcow2", str(place / name), "64M"])
+        for name in (template_files.KERNEL, template_files.INITRD, template_files.STATE):
+            (place / name).write_bytes(b"of the template")
+        manifest = SimpleNamespace(key="a" * 64, disk_gib=1)
+        self._lease = SimpleNamespace(template=template_files.Template(place, manifest), memory=self)
+        self.doubted: list[str] = []
+        self.trusted: list[str] = []
+
+    @contextlib.contextmanager
+    def opened(self, user: int, group: int) -> Iterator[Memory]:
+        yield Memory(f"/of/{user}/{group}", "clone")
+
+    def lease(self, machine: MachineClass, _image: object) -> object:
+        if machine.start == "cold":
+            raise Cold("")
+        return self._lease
+
+    def doubt(self, key: str, _why: str) -> None:
+        self.doubted.append(key)
+
+    def trust(self, key: str) -> None:
+        self.trusted.append(key)
+
+    def turn(self, *_: object) -> None:
+        pass
+
+    def want(self, *_: object) -> None:
+        pass
+
+    def observe(self) -> tuple[()]:
+        return ()
+
+    def problem(self) -> None:
+        return None
+
+    def sealed_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def leases(host) -> Leases:
+    host.parts.templates = Leases(host)
+    return host.parts.templates
+
+
+def cloning(host) -> None:
+    host.wish(machine=MachineClass("ironcd", vcpus=1, memory_mib=64, disk_gib=1))
+    host.until(lambda: host.hypervisor.state(names_of(ONE).domain) == "running" and not host.busy(ONE))
+
+
+def test_a_clone_is_loaded_behind_its_wall_and_let_through_the_gate_when_it_runs(host, leases):
+    cloning(host)
+    name = names_of(ONE).domain
+    spec = host.hypervisor.specs[name]
+    assert (spec.memory.use, Path(spec.backing).name, Path(spec.below).name) == ("clone", "disk.qcow2", "base.qcow2")
+    assert host.hypervisor.loaded == {name: b"of the template"}
+    seen = host.seen()
+    assert (seen.start, seen.cold_because) == ("clone", "")
+    order = ["accepted", "seed_made", "disk_made", "domain_started", "cloned", "chain_installed"]
+    assert [mark for mark in seen.marks if mark in order] == order
+    (ulid, opening), *rest = host.talk.said
+    assert (ulid, type(opening), rest) == (ONE, guest.Open, [])
+    host.agent.heard(ONE, guest.Opened())
+    assert {"guest_hello", "gate_opened"} <= host.seen().marks.keys()
+    assert leases.trusted == ["a" * 64]
+
+
+def test_a_clone_that_fails_boots_cold_in_the_same_start(host, leases):
+    host.hypervisor.fail_load = HostError("QEMU says no", code="clone-failed", remedy="")
+    cloning(host)
+    seen = host.seen()
+    assert seen.start == "cold"
+    assert "QEMU says no" in seen.cold_because
+    assert "cloned" not in seen.marks
+    assert "chain_installed" in seen.marks
+    spec = host.hypervisor.specs[names_of(ONE).domain]
+    assert (spec.memory, spec.below) == (None, "")
+    assert leases.doubted == ["a" * 64]
+    assert host.talk.said == [], "a machine that boots says hello first"
+    host.agent.heard(ONE, guest.Hello())
+    assert [type(order) for _, order in host.talk.said] == [guest.Open]
+
+
+def test_a_clone_that_ends_in_front_of_the_gate_makes_its_template_doubtful(host, leases):
+    cloning(host)
+    host.hypervisor.crash(names_of(ONE).domain)
+    host.until(host.proved)
+    assert leases.doubted == ["a" * 64]
+
+
+def test_each_question_for_the_time_is_answered(host):
+    host.running()
+    host.agent.heard(ONE, guest.WhatTime())
+    ((_, answer),) = host.talk.said
+    assert isinstance(answer, guest.Time)
+    assert abs(answer.now_ns - time.time_ns()) < 10_000_000_000

@@ -23,8 +23,8 @@ from orchestrator.host.domain_xml import DomainSpec
 from orchestrator.host.fakes import FakeHypervisor
 from orchestrator.host.hypervisor import Libvirt
 from orchestrator.host.links import Links, make_namespace
+from orchestrator.host.parts import VM_USERS
 from orchestrator.host.slots import slot_at
-from orchestrator.host.start import VM_USERS
 from orchestrator.system import netns
 from orchestrator.system.process import run
 from tests.adapters.host.conftest import RANGE, new_name

@@ -131,7 +131,7 @@ def test_one_vm_from_its_start_to_its_proof(machine):
     image = list_images(CACHE / "images")[0].name
     ulid, now = str(ULID()), time.time()
     names = names_of(ulid)
-    size = MachineClass("ironcd", vcpus=1, memory_mib=1024, disk_gib=8, image=image)
+    size = MachineClass("ironcd", vcpus=1, memory_mib=1024, disk_gib=8, image=image, start="cold")
     wanted = DesiredRunner(
         ulid, "run", size, Identity(ulid, org="acme"), POLICY, 1, jit=JIT, boot_by=now + 300, end_by=now + 900
     )

@@ -1,0 +1,356 @@
+"""Templates: what they depend on, how far they are trusted, and what happens where one is missing, broken or too much."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from orchestrator.core.errors import HostError
+from orchestrator.core.machine import MachineClass
+from orchestrator.core.settings import HostSettings
+from orchestrator.host import guest, template_key, templates
+from orchestrator.host import template_files as files
+from orchestrator.host.fakes import FakeGateway, FakeHypervisor, FakeTalk, FakeWall, FakeWires
+from orchestrator.host.images import LocalImage, Manifest
+from orchestrator.host.parts import Parts
+from orchestrator.host.paths import host_paths, make_folders
+from orchestrator.host.record import Records
+from orchestrator.host.slots import Slots
+from orchestrator.host.template_key import basis_of
+from orchestrator.host.template_memory import SealedMemory, opens_read_only
+from orchestrator.host.templates import Cold, Lease, Templates
+
+MACHINE = MachineClass("ironcd", vcpus=1, memory_mib=2, disk_gib=1)
+QCOW2 = b"QFI\xfb" + bytes(20) + (1 << 30).to_bytes(8, "big")
+
+
+class Host:
+    """Parts with fakes, an image, and a guest that does what guests do at the gate."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = HostSettings(
+            "h1", state_dir=str(folder / "s"), cache_dir=str(folder / "c"), run_dir=str(folder / "r")
+        )
+        self.paths = host_paths(self.settings)
+        make_folders(self.paths)
+        self.now = 1000.0
+        self.hypervisor, self.talk, self.wires = FakeHypervisor(), FakeTalk(), FakeWires()
+        self.parts = Parts(
+            settings=self.settings,
+            paths=self.paths,
+            hypervisor=self.hypervisor,
+            wall=FakeWall(),
+            wires=self.wires,
+            gateway=FakeGateway(self.paths.links),
+            slots=Slots(self.settings.links_range),
+            records=Records(self.paths.records),
+            clock=lambda: self.now,
+            talk=self.talk,
+            qemu_group=0,
+        )
+        self.templates = self.parts.templates = Templates(self.parts)
+        self.room = True
+        self.silent = False
+        self.talk.on_order = self.answer
+        self.image = make_image(self.paths.images)
+
+    def answer(self, ulid: str, order: guest.Order) -> None:
+        if isinstance(order, guest.Settle) and not self.silent:
+            self.parts.reserved[ulid](guest.Settled())
+
+    def turn(self) -> None:
+        self.now += templates.LOOK_S
+        self.templates.turn(self.now, lambda _machine: self.room)
+        for listener in list(self.parts.reserved.values()):
+            if not self.silent:
+                listener(guest.Hello())
+        time.sleep(0.01)
+
+    def until(self, what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20
+        while not what():
+            assert time.monotonic() < deadline, self.templates.observe()
+            self.turn()
+
+    def want(self, *machines: MachineClass) -> None:
+        self.templates.want(machines or (MACHINE,))
+
+    def states(self) -> list[str]:
+        return [seen.state for seen in self.templates.observe()]
+
+    def ready(self) -> Lease:
+        self.want()
+        self.until(lambda: self.states() == ["ready"])
+        return self.templates.lease(MACHINE, self.image)
+
+    def cold(self, machine: MachineClass = MACHINE) -> str:
+        with pytest.raises(Cold) as cold:
+            self.templates.lease(machine, self.image)
+        return str(cold.value)
+
+
+def make_image(folder: Path, name: str = "default") -> LocalImage:
+    place = folder / "0123"
+    place.mkdir(exist_ok=True)
+    for file, content in (("disk.qcow2", QCOW2), ("vmlinuz", b"kernel"), ("initrd", b"initrd")):
+        (place / file).write_bytes(content)
+    manifest = Manifest(name, "0123", "2.336.0")
+    (place / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    if not (folder / name).exists():
+        (folder / name).symlink_to("0123")
+    return LocalImage(manifest, place / "disk.qcow2", place / "vmlinuz", place / "initrd", 1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def no_programs(monkeypatch) -> None:
+    """`qemu-img` is the adapters' to try; who owns a file is root's to say."""
+    monkeypatch.setattr(
+        "orchestrator.host.template_build.make_overlay", lambda _backing, path, **_: path.write_bytes(QCOW2)
+    )
+    monkeypatch.setattr(os, "chown", lambda *_: None)
+    monkeypatch.setattr(os, "fchown", lambda *_: None)
+
+
+@pytest.fixture
+def host(tmp_path):
+    made = Host(tmp_path)
+    yield made
+    made.templates.close()
+
+
+def test_the_key_covers_what_a_clone_depends_on(host, monkeypatch) -> None:
+    def key(machine: MachineClass = MACHINE, kind: str = "qemu", hypervisor: str = "QEMU 7") -> str:
+        return basis_of(machine, host.image, kind, hypervisor).key
+
+    keys = {key(), key(hypervisor="QEMU 8"), key(kind="kvm")}
+    keys |= {
+        key(msgspec.structs.replace(MACHINE, **change)) for change in ({"vcpus": 2}, {"memory_mib": 4}, {"disk_gib": 2})
+    }
+    monkeypatch.setattr(template_key, "processor", lambda: "another one")
+    keys.add(key(kind="kvm"))
+    monkeypatch.setattr(template_key, "domain_xml", lambda _spec: "<domain/>")
+    keys.add(key())
+    monkeypatch.undo()
+    rebuilt = host.image.disk.with_name("rebuilt")
+    rebuilt.write_bytes(QCOW2)
+    rebuilt.replace(host.image.disk)  # of the same recipe, as `image build --rebuild` leaves it
+    keys.add(key())
+    assert len(keys) == 9
+    assert key() == key(msgspec.structs.replace(MACHINE, name="other", lifetime_s=5, warm=3))
+
+
+def test_a_template_is_made_and_handed_out(host) -> None:
+    assert host.cold() == "there is no template of this size yet"
+    lease = host.ready()
+    manifest = lease.template.manifest
+    assert (manifest.image, manifest.memory_mib, manifest.files["ram"].size) == ("0123", 2, 2 << 20)
+    assert lease.template.file(files.STATE).read_bytes().startswith(b"state of ironcd-")
+    (seen,) = host.templates.observe()
+    assert (seen.key, seen.classes, seen.image) == (lease.template.key, ("ironcd",), "0123")
+    assert (host.hypervisor.ours(), host.wires.present(), host.parts.reserved) == ([], frozenset(), {})
+
+
+def test_a_machine_that_becomes_a_template_has_no_seed_and_no_link(host) -> None:
+    host.ready()
+    (spec,) = host.hypervisor.specs.values()
+    assert spec.seed == ""
+    assert [what for what, _ in host.wires.history] == ["make", "move", "delete"]  # never "up"
+    assert host.parts.wall.present().taps == frozenset()
+
+
+def test_classes_of_one_size_share_one(host) -> None:
+    host.want(MACHINE, msgspec.structs.replace(MACHINE, name="ironcd-other"), MachineClass("cold", start="cold"))
+    host.until(lambda: host.states() == ["ready"])
+    assert host.templates.observe()[0].classes == ("ironcd", "ironcd-other")
+    assert "GPU" in host.cold(msgspec.structs.replace(MACHINE, gpus=1))
+    assert host.cold(msgspec.structs.replace(MACHINE, start="cold")) == ""
+
+
+def test_a_size_that_a_job_asked_for_gets_one(host) -> None:
+    host.want(MachineClass("cold", start="cold"))
+    host.cold()
+    host.until(lambda: host.states() == ["ready"])
+
+
+def test_where_a_job_needs_the_room_there_is_none(host) -> None:
+    host.room, host.silent = False, True
+    host.want()
+    host.turn()
+    assert not host.hypervisor.ours()
+    host.room = True
+    host.until(lambda: host.templates.building == MACHINE and host.hypervisor.ours())
+    host.templates.make_room()
+    host.until(lambda: host.templates.building is None and not host.hypervisor.ours())
+    assert "room was needed" in host.cold()
+    assert list(host.paths.templates.iterdir()) == []
+    host.silent = False
+    host.until(lambda: host.states() == ["ready"])
+
+
+def test_a_failed_build_is_told_and_tried_again_later_and_later(host) -> None:
+    host.hypervisor.fail_with = HostError("no room for QEMU", code="libvirt-failed", remedy="")
+    monkeyed = []
+    host.hypervisor.identity = lambda: "fake 0"
+    host.want()
+    for pause in (*templates.PAUSES_S, templates.PAUSES_S[-1]):
+        host.until(lambda: host.states() == ["failed"])
+        known = next(iter(host.templates._known.values()))
+        monkeyed.append(known.not_before - known.since)
+        assert abs(known.not_before - known.since - pause) < templates.LOOK_S
+        host.now = known.not_before
+        known.state = "building"
+    problem = host.templates.problem()
+    assert problem is not None
+    assert (problem.code, problem.message) == ("template-failed", "no room for QEMU")
+    assert "no room for QEMU" in host.cold()
+    host.hypervisor.fail_with = None
+    host.now += templates.PAUSES_S[-1]
+    host.until(lambda: host.states() == ["ready"])
+    assert host.templates.problem() is None
+
+
+@pytest.mark.parametrize("name", [files.RAM, files.STATE, files.DISK, files.KERNEL, files.INITRD, files.MANIFEST])
+@pytest.mark.parametrize("how", ["changed", "gone", "short"])
+def test_a_template_that_is_not_whole_is_noticed_by_the_next_agent(host, name, how) -> None:
+    place = host.ready().template.file(name)
+    host.templates.close()
+    place.chmod(0o600)
+    content = bytearray(place.read_bytes())
+    if how == "gone":
+        place.unlink()
+    elif how == "short":
+        place.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        place.write_bytes(content)
+    host.templates = host.parts.templates = Templates(host.parts)
+    host.room = False
+    host.want()
+    host.until(lambda: not files.list_keys(host.paths.templates))
+    assert "ready" not in host.states()
+    host.cold()
+    host.room = True
+    host.until(lambda: host.states() == ["ready"])
+    assert host.templates.lease(MACHINE, host.image)
+
+
+def test_a_template_that_is_written_to_is_handed_out_no_more(host) -> None:
+    lease = host.ready()
+    host.room = False
+    path = lease.template.file(files.STATE)
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.write(b"X")
+    os.utime(path, ns=(1, lease.template.file(files.STATE).stat().st_mtime_ns))
+    assert "was changed" in host.cold()
+    host.until(lambda: not files.list_keys(host.paths.templates))
+
+
+def test_a_whole_template_whose_clones_fail_is_made_anew(host) -> None:
+    key = host.ready().template.key
+    host.templates.doubt(key, "QEMU said no")
+    assert "QEMU said no" in host.cold()
+    host.until(lambda: host.states() == ["ready"])
+    assert len(host.hypervisor.specs) == 1, "it was read again, and was whole"
+    host.templates.doubt(key, "QEMU said no again")
+    host.until(lambda: len(host.hypervisor.specs) == 2 and host.states() == ["ready"])
+
+
+def test_one_clone_that_passes_the_gate_ends_the_doubt(host) -> None:
+    key = host.ready().template.key
+    for _ in range(3):
+        host.templates.doubt(key, "once")
+        host.until(lambda: host.states() == ["ready"])
+        host.templates.trust(key)
+    assert len(host.hypervisor.specs) == 1
+
+
+def test_templates_are_made_anew_where_that_is_wanted(host) -> None:
+    host.ready()
+    host.templates.want((MACHINE,), 1.0)
+    host.turn()
+    assert len(host.hypervisor.specs) == 1
+    host.templates.want((MACHINE,), host.now)
+    host.until(lambda: len(host.hypervisor.specs) == 2 and host.states() == ["ready"])
+    for _ in range(5):
+        host.turn()
+    assert len(host.hypervisor.specs) == 2, "and only once"
+
+
+def test_what_nobody_wants_any_more_goes_but_not_under_a_clone(host) -> None:
+    key = host.ready().template.key
+    host.templates.uses = lambda: {key: 1}
+    host.want(msgspec.structs.replace(MACHINE, memory_mib=4))
+    host.until(lambda: sorted(host.states()) == ["ready", "ready"])
+    host.now += templates.UNWANTED_S * 1e6
+    host.turn()
+    assert key in files.list_keys(host.paths.templates)
+    host.templates.uses = dict
+    host.until(lambda: key not in files.list_keys(host.paths.templates))
+    assert host.states() == ["ready"]
+
+
+def test_what_they_take_on_the_disk_is_bounded_and_the_longest_unused_goes(host, monkeypatch) -> None:
+    sizes = [msgspec.structs.replace(MACHINE, memory_mib=size) for size in (2, 3, 4)]
+    host.want(*sizes)
+    host.until(lambda: host.states() == ["ready"] * 3)
+    for machine in (sizes[1], sizes[0]):  # the third was never used
+        host.now += 10
+        host.templates.lease(machine, host.image)
+    monkeypatch.setattr(files, "disk_bytes", lambda _folder: 20 << 30)  # 60 GiB of the 40 that there may be
+    host.turn()
+    assert sorted(host.states()) == ["failed", "ready", "ready"]
+    assert "templates_gib" in host.cold(sizes[2])
+    for _ in range(3):
+        host.turn()
+    assert len(files.list_keys(host.paths.templates)) == 2, "it isn't made again at once"
+
+
+def test_a_build_that_was_killed_leaves_nothing_that_counts(host) -> None:
+    place = files.workplace(host.paths.templates, "01j")
+    (place / files.RAM).write_bytes(b"half")
+    assert files.list_keys(host.paths.templates) == []
+    files.clear_half_built(host.paths.templates, time.time() - 60)
+    assert place.exists(), "somebody may be at it"
+    files.clear_half_built(host.paths.templates, time.time() + 60)
+    assert list(host.paths.templates.iterdir()) == []
+
+
+def test_holes_and_zeros_are_the_same_and_their_place_counts(tmp_path) -> None:
+    def digest(content: bytes, holes: int = 0) -> files.Content:
+        path = tmp_path / "file"
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.seek(holes)
+            file.write(content)
+        return files.digest_of(path)
+
+    mib = 1 << 20
+    assert digest(bytes(3 * mib) + b"x") == digest(b"x", holes=3 * mib)
+    assert digest(bytes(3 * mib) + b"x") != digest(bytes(2 * mib) + b"x" + bytes(mib))
+    assert digest(b"x") != digest(b"x" + bytes(5))
+
+
+def test_which_qemu_can_map_what_it_may_only_read() -> None:
+    assert [opens_read_only(version) for version in ("7.2.22", "8.1.9", "8.2.0", "10.0.2")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_a_sealed_memory_can_not_be_written_by_anybody(host) -> None:
+    lease = host.ready()
+    memory = lease.memory
+    assert isinstance(memory, SealedMemory)
+    with pytest.raises(PermissionError):
+        os.pwrite(memory._descriptor, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory._descriptor, 0)
+    assert os.pread(memory._descriptor, 4096, 0) == lease.template.file(files.RAM).read_bytes()[:4096]
