@@ -56,7 +56,7 @@ def measure(console: Console) -> Iterable[Row]:
 def demo(folder: Path) -> dict[str, Any]:
     """What the demo recorded.  Raises RuntimeError, with the end of its output, where not everything held."""
     output, log = folder / "demo.json", folder / "demo.log"
-    argv = [sys.executable, "-m", "orchestrator.surface", "demo", "--jobs", "1", "--output", str(output)]
+    argv = [sys.executable, "-m", "orchestrator.surface", "demo", "--jobs", "1", "--cold", "--output", str(output)]
     began = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment())

@@ -7,7 +7,8 @@
 ``GET /api/v1/runners``      ``?phase= &host= &gone=false &limit=``, latest first
 ``GET /api/v1/runners/{id}``
 ``GET /api/v1/hosts``
-``POST .../hosts/{host}``    ``/cordon?why=`` has it get no new runner, ``/uncordon`` takes that back
+``POST .../hosts/{host}``    ``/cordon?why=`` has it get no new runner, ``/uncordon`` takes that back,
+                           ``/rebuild-templates`` has it make its templates anew
 ``GET /api/v1/policy``       ``?repo=``: what a job of a repository would get now, rule by rule; ``?job=``: what a job got
 ===========================  ============================================================================
 """
@@ -172,6 +173,13 @@ class AdminApi:
         log.info("host_uncordoned", host=host)
         return _json({"host": host, "cordoned": False})
 
+    async def rebuild_templates(self, host: str) -> Response:
+        await self._must_know(host)
+        now = self._clock()
+        await self._ask(self._store.rebuild_templates(host, now))
+        log.info("templates_rebuilt", host=host)
+        return _json({"host": host, "templates_since": now})
+
     async def _must_know(self, host: str) -> None:
         if host not in self._hosts and host not in await self._ask(self._store.sightings()):
             raise HTTPException(404, f"no host {host} is known")
@@ -227,6 +235,8 @@ def router(api: AdminApi, authenticate: Callable[[Request], None]) -> APIRouter:
     routes.add_api_route("/hosts", api.hosts, methods=["GET"], response_class=Response)
     routes.add_api_route("/hosts/{host}/cordon", api.cordon, methods=["POST"], response_class=Response)
     routes.add_api_route("/hosts/{host}/uncordon", api.uncordon, methods=["POST"], response_class=Response)
+    rebuild = "/hosts/{host}/rebuild-templates"
+    routes.add_api_route(rebuild, api.rebuild_templates, methods=["POST"], response_class=Response)
     return routes
 
 

@@ -112,6 +112,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "hosts:cordoned"
 
     @property
+    def templates_since(self) -> str:
+        """Hash of hosts to when an admin wanted their templates made anew.  The admin API alone writes it."""
+        return self.prefix + "hosts:templates"
+
+    @property
     def ward(self) -> str:
         """What is remembered of failed starts, and the hosts and images in quarantine."""
         return self.prefix + "quarantine"

@@ -31,13 +31,14 @@ async def desired_of(
             runners.append(wished)
     runners += [_unwanted(world, runner_id) for runner_id in sorted(strays)]
     classes = _classes(world, host)
-    digest = hashlib.sha256(msgspec.json.encode([runners, classes])).hexdigest()
+    since = world.templates_since.get(host, 0.0)
+    digest = hashlib.sha256(msgspec.json.encode([runners, classes, since])).hexdigest()
     known = world.sums.get(host)
     if known is not None and known.digest == digest:
         return None
     generation = max(known.generation + 1 if known is not None else 0, int(world.now))
     world.sums[host] = Sum(generation, digest)
-    return Desired(host, generation, tuple(runners), classes), digest
+    return Desired(host, generation, tuple(runners), classes, since), digest
 
 
 def _classes(world: World, host: str) -> tuple[MachineClass, ...]:

@@ -29,6 +29,7 @@ from orchestrator.control.world import INCIDENTS
 from orchestrator.core.errors import StoreError
 from orchestrator.core.placement import HostView, free_of
 from orchestrator.core.runner import PHASES
+from orchestrator.core.wire import Start, TemplateState
 
 HELP = {
     "deliveries": "Webhook deliveries by what became of them",
@@ -45,12 +46,14 @@ HELP = {
     "looks": "Reconciliations by result",
     "ledger_events": "Events of the egress ledger received by verdict",
     "deadlines_missed": "Times that a runner was still in a phase at its deadline, by phase",
+    "starts": "Machines started, by how: cloned, booted cold, or one that waited",
     "strays": "Machines found on hosts that nobody had a use for",
 }
 RECORD_INCIDENTS = ("ledger_begun_anew", "ledger_gap", "checkpoint_not_copied")
 """What the record of egress has to tell a person."""
 FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
     "deadlines_missed": tuple({"phase": phase} for phase in PHASES[:-1]),
+    "starts": tuple({"how": how} for how in get_args(Start) if how),
     "strays": ({},),
     "alarms": ({},),
     "worker_errors": ({},),
@@ -231,6 +234,9 @@ def _hosts(sightings: dict[str, Sighting], runners: Iterable[RunnerRecord], now:
     free = GaugeMetricFamily("ironcd_host_free", "What a host has left to give", labels=["host", "what"])
     warm = GaugeMetricFamily("ironcd_host_warm", "Machines that wait for a job", labels=["host", "class"])
     silent = GaugeMetricFamily("ironcd_host_silent_seconds", "Since a host's last report", labels=["host"])
+    templates = GaugeMetricFamily(
+        "ironcd_host_templates", "Templates that clones start from, by state", labels=["host", "state"]
+    )
     problems = GaugeMetricFamily("ironcd_host_problems", "What a host complains of", labels=["host", "code"])
     by_host = runners_by_host(runners)
     for host, sighting in sorted(sightings.items()):
@@ -242,7 +248,10 @@ def _hosts(sightings: dict[str, Sighting], runners: Iterable[RunnerRecord], now:
             free.add_metric([host, what], getattr(left, what))
         for name, count in Counter(machine.machine_class for machine in seen.warm).items():
             warm.add_metric([host, name], count)
+        states = Counter(template.state for template in seen.templates)
+        for state in get_args(TemplateState):
+            templates.add_metric([host, state], states[state])
         silent.add_metric([host], max(0.0, now - sighting.at))
         for code, count in Counter(problem.code for problem in seen.problems).items():
             problems.add_metric([host, code], count)
-    yield from (capacity, free, warm, silent, problems)
+    yield from (capacity, free, warm, templates, silent, problems)

@@ -144,6 +144,8 @@ def _with_marks(world: World, record: RunnerRecord, seen: ObservedRunner) -> Run
         record = record.tell(at, mark)
     if fresh:
         world.progress = True
+    if seen.start and not record.start:
+        world.count(f"starts{{how={seen.start}}}")
     return msgspec.structs.replace(
         record,
         marks={**record.marks, **fresh},

@@ -62,6 +62,8 @@ class Told(msgspec.Struct, frozen=True):
     records: tuple[RunnerRecord, ...]
     unwanted: frozenset[str]
     sum: Sum | None
+    cordoned: bool
+    templates_since: float
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -309,15 +311,20 @@ class Pass:
         told: dict[str, Told] = {}
         for host in sorted((self.world.sightings.keys() | by_host.keys()) - self._silent):
             records, unwanted = tuple(by_host.get(host, ())), frozenset(self._unwanted.get(host, ()))
-            if self.means.told.get(host) == Told(records, unwanted, self.world.sums.get(host)):
+            if self.means.told.get(host) == self._told(host, records, unwanted):
                 continue
             made = await desired_of(self.world, host, records, unwanted, self._policy)
             if made is not None:
                 changes.put_desired(*made)
-            told[host] = Told(records, unwanted, self.world.sums.get(host))
+            told[host] = self._told(host, records, unwanted)
         if changes:
             await self.means.store.commit(self.lease, changes)
         self.means.told.update(told)
+
+    def _told(self, host: str, records: tuple[RunnerRecord, ...], unwanted: frozenset[str]) -> Told:
+        world = self.world
+        since = world.templates_since.get(host, 0.0)
+        return Told(records, unwanted, world.sums.get(host), host in world.cordoned, since)
 
     async def _policy(self, digest: str) -> Policy | None:
         return self.world.baseline if digest == self.world.baseline.digest else await self.means.store.policy(digest)

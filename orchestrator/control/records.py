@@ -151,6 +151,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Hosts that an admin cordoned, and why."""
     draining: dict[str, Drain] = {}
     """Hosts that are to be empty."""
+    templates_since: dict[str, float] = {}
+    """Hosts to when an admin wanted their templates made anew."""
     served: dict[str, float] = {}
     """Repository (in lower case) to when a runner was last made for a job of it."""
     outage_since: float = 0.0

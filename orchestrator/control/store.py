@@ -164,8 +164,9 @@ class Store:
             pipe.get(names.releases)
             pipe.hgetall(names.draining)
             pipe.get(names.listening)
+            pipe.hgetall(names.templates_since)
             _, jobs, runners, sightings, sums, inbox, *rest = await self._ask(pipe.execute())
-        known, outage, cordoned, ward, lifted, served, releases, draining, listening = rest
+        known, outage, cordoned, ward, lifted, served, releases, draining, listening, templates_since = rest
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -180,6 +181,7 @@ class Store:
             lifted={subject: float(at) for subject, at in _texts(lifted).items()},
             draining=_drains(draining),
             listening=_listening(listening),
+            templates_since={host: float(at) for host, at in _texts(templates_since).items()},
             served={repo.decode(): at for repo, at in served},
         )
 
@@ -233,6 +235,9 @@ class Store:
 
     async def cordon(self, host: str, why: str) -> None:
         await self._ask(self.client.hset(self.names.cordoned, host, why))
+
+    async def rebuild_templates(self, host: str, now: float) -> None:
+        await self._ask(self.client.hset(self.names.templates_since, host, str(now)))
 
     async def uncordon(self, host: str) -> None:
         await self._ask(self.client.hdel(self.names.cordoned, host))

@@ -267,6 +267,26 @@ def _disk(settings: Settings) -> tuple[State, str, str]:
     return "ok", f"{free} GiB free at {folder}", ""
 
 
+def _templates(settings: Settings) -> tuple[State, str, str]:
+    """What this host's templates are, as its files say; whether they are whole, its agent knows."""
+    from orchestrator.host.paths import host_paths
+    from orchestrator.host.template_files import disk_bytes, list_keys
+
+    wanted = [machine for machine in settings.machine_classes().values() if machine.start == "clone"]
+    if not wanted:
+        return "ok", "every class boots cold", ""
+    folder = host_paths(settings.host_settings()).templates
+    keys = list_keys(folder)
+    taken = sum(disk_bytes(folder / key) for key in keys) >> 20
+    if not keys:
+        return (
+            "warn",
+            "none yet: jobs boot cold",
+            "The agent makes them by itself; `ironcd templates list` says how far it is.",
+        )
+    return "ok", f"{len(keys)}, {taken} MiB in {folder}", ""
+
+
 def _copies(settings: Settings) -> tuple[State, str, str]:
     from orchestrator.audit.copies import overdue
 
@@ -291,6 +311,7 @@ CHECKS: dict[str, Check] = {
     "network namespaces": _namespaces,
     "Redis": _redis,
     "image": _image,
+    "templates": _templates,
     "runner version": _runner_version,
     "quarantine": _fleet,
     "secrets": _secret_files,

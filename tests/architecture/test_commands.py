@@ -29,6 +29,7 @@ WITHOUT_JSON = {
     "simulate faults end": "gives an order",
     "hosts cordon": "gives an order",
     "hosts uncordon": "gives an order",
+    "templates rebuild": "gives an order",
     "quarantine lift": "gives an order",
     "audit hold add": "gives an order",
     "audit hold remove": "gives an order",

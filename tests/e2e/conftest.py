@@ -105,16 +105,16 @@ def image() -> None:
     ensure_image(CACHE, lambda _step: None)
 
 
-def new_lab(config: pytest.Config, name: str) -> Lab:
+def new_lab(config: pytest.Config, name: str, *, start: str = "clone") -> Lab:
     """A lab of a test's own; its logs are kept in ``build/e2e-logs/NAME``."""
     logs = Path(config.rootpath) / "build" / "e2e-logs" / name
     shutil.rmtree(logs, ignore_errors=True)
-    return Lab(f"icdt-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS})
+    return Lab(f"icdt-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS | {"start": start}})
 
 
 @pytest.fixture
 def lab(image: None, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with new_lab(request.config, request.node.name) as made:
+    with new_lab(request.config, request.node.name, start="cold") as made:
         made.start_stack()
         yield made
 
@@ -127,6 +127,7 @@ def finished(image: None, request: pytest.FixtureRequest) -> Iterator[Finished]:
     with new_lab(request.config, "main-job") as lab:
         lab.start_stack()
         accelerator = scenario.accelerator_of(lab)
+        assert scenario.await_template(lab) == ""
         with Traps(lab.vm_netns, scenario.TRAPPED) as traps, Watcher(lab, seen):
             jobs = scenario.start_run(lab, jobs=1)
             scenario.follow(lab, jobs)

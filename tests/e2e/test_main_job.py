@@ -41,9 +41,24 @@ def test_every_phase_was_passed_in_its_order(finished):
     (job,) = finished.report.jobs
     passed = [span.phase for span in job.timeline]
     titles = dict(MILESTONES)
-    must = ["WANTED", "Registered", "chain_installed", "guest_hello", "jit_taken", "seed_gone", "runner_started"]
+    must = [
+        "WANTED",
+        "Registered",
+        "cloned",
+        "chain_installed",
+        "gate_opened",
+        "jit_taken",
+        "seed_gone",
+        "runner_started",
+    ]
     must += ["runner_listening", "policy_bound", "steps_released", "end_begun", "domain_gone", "all_gone"]
     assert [phase for phase in passed if phase in {titles[name] for name in must}] == [titles[name] for name in must]
+
+
+def test_its_machine_was_cloned(finished):
+    (job,) = finished.report.jobs
+    (runner,) = finished.lab.stack.api(f"jobs/{job.id}")["made_for_it"]
+    assert (runner["start"], runner["cold_because"]) == ("clone", "")
 
 
 def test_the_first_attempt_served_it(finished):

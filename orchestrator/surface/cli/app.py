@@ -26,6 +26,7 @@ from orchestrator.surface.cli import (
     runners,
     service,
     simulate,
+    templates,
 )
 from orchestrator.surface.cli.options import GLOBAL
 
@@ -88,4 +89,5 @@ egress_learn.register(egress.app)
 egress_import.register(egress.app)
 app.add_typer(egress.app, name="egress")
 app.add_typer(image.app, name="image")
+app.add_typer(templates.app, name="templates")
 app.add_typer(simulate.app, name="simulate")

@@ -18,6 +18,7 @@ def demo(
         int, typer.Option(min=1, max=50, help="How many jobs; as many at once as the machine has room for.")
     ] = 1,
     output: Annotated[Path, typer.Option(help="Where the record goes.")] = Path("build/demo.json"),
+    cold: Annotated[bool, typer.Option("--cold", help="Boot each machine, instead of cloning a booted one.")] = False,
     keep_logs: Annotated[bool, typer.Option("--keep-logs", help="Keep the logs of a run that went well, too.")] = False,
 ) -> None:
     """Run a whole job: a simulated GitHub, a real virtual machine, the egress wall, and proof of destruction.
@@ -29,4 +30,4 @@ def demo(
     """
     from orchestrator.surface.demo.run import run_demo
 
-    raise typer.Exit(run_demo(jobs=jobs, output=output, keep_logs=keep_logs))
+    raise typer.Exit(run_demo(jobs=jobs, output=output, keep_logs=keep_logs, cold=cold))

@@ -24,6 +24,7 @@ import msgspec
 
 from orchestrator.core.errors import OperationalError
 from orchestrator.core.names import names_of, ulid_of
+from orchestrator.host.domain_xml import owner_in
 from orchestrator.surface.settings import Settings, load
 from orchestrator.surface.supervisor import Program, Supervisor
 from orchestrator.surface.up import Stack
@@ -178,6 +179,7 @@ class Lab:
             "state_dir": str(self.folder / "state"),
             "cache_dir": str(self.cache),
             "run_dir": str(self.folder / "run"),
+            "templates_dir": str(self.cache / "templates"),  # they outlive the lab, as the image does
             "netns": self.vm_netns,
             "uplink_netns": self.facts["uplink_netns"],
             "libvirt_uri": LIBVIRT,
@@ -208,7 +210,7 @@ class Lab:
 
     def _clear_machine(self) -> None:
         """Domains and links that a stack stopped in the middle of a job leaves: its agent would take them up again."""
-        _clear_machines(self.folder)
+        _clear_machines(self.folder, self.vm_netns)
         netns.delete(self.vm_netns)
 
     def _remove_namespaces(self) -> None:
@@ -222,8 +224,8 @@ def clear_dead() -> list[str]:
     cleared = []
     for folder in (lock.parent for pattern in ("demo-*", "icdt-*") for lock in sorted(ROOT.glob(f"{pattern}/lock"))):
         with contextlib.suppress(BlockingIOError), _locked(folder / "lock"):
-            _clear_machines(folder)
             prefix = f"icd-{folder.name}" if folder.name.startswith("demo-") else folder.name
+            _clear_machines(folder, f"{prefix}-vm")
             for end in ("-vm", "-up", "-out"):
                 netns.delete(prefix + end)
             shutil.rmtree(folder, ignore_errors=True)
@@ -231,10 +233,11 @@ def clear_dead() -> list[str]:
     return cleared
 
 
-def _clear_machines(folder: Path) -> None:
-    """End the domains and delete the links of all runners that a lab's agent has a record of."""
+def _clear_machines(folder: Path, site: str) -> None:
+    """End the domains and delete the links of all runners that a lab's agent has a record of, and of all VMs with its name."""
     runners = folder / "state" / "runners"
     ulids = {ulid_of(path.stem) for path in runners.glob("*.json")} if runners.is_dir() else set()
+    ulids |= _running(site)
     for ulid in sorted(ulid for ulid in ulids if ulid is not None):
         names = names_of(ulid)
         for argv in (
@@ -243,6 +246,21 @@ def _clear_machines(folder: Path) -> None:
         ):
             with contextlib.suppress(CommandFailed):
                 run(argv, timeout_s=30)
+
+
+def _running(site: str) -> set[str]:
+    """The VMs that the agent called ``site`` has; a machine that is to become a template is in no record of runners."""
+    found = set()
+    with contextlib.suppress(CommandFailed):
+        for name in run(["virsh", "--connect", LIBVIRT, "list", "--name"], timeout_s=30).split():
+            ulid = ulid_of(name)
+            with contextlib.suppress(CommandFailed):
+                if ulid and owner_in(run(["virsh", "--connect", LIBVIRT, "dumpxml", name], timeout_s=30)) == (
+                    ulid,
+                    site,
+                ):
+                    found.add(ulid)
+    return found
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from orchestrator.surface.demo.traps import Traps
 from orchestrator.system import log
 
 
-def run_demo(*, jobs: int, output: Path, keep_logs: bool) -> int:
+def run_demo(*, jobs: int, output: Path, keep_logs: bool, cold: bool = False) -> int:
     """The exit status: 0 where everything holds, else 1.  Writes ``output`` and shows all of it."""
     if os.geteuid() != 0:
         raise UserError("the demo needs root", code="needs-root", remedy="Run it as root: it starts virtual machines.")
@@ -34,7 +34,7 @@ def run_demo(*, jobs: int, output: Path, keep_logs: bool) -> int:
         signal.signal(number, _interrupt)
     progress = Progress()
     try:
-        made = _run(progress, jobs, logs)
+        made = _run(progress, jobs, logs, cold=cold)
     except IronCDError as error:
         show_error(error)
         _where_to_look(progress, logs)
@@ -59,13 +59,13 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(progress: Progress, jobs: int, logs: Path) -> Report:
-    began = time.monotonic()
+def _run(progress: Progress, jobs: int, logs: Path, *, cold: bool) -> Report:
+    began, start = time.monotonic(), "cold" if cold else "clone"
     for name in clear_dead():
         progress.say(f"took away what {name} had left, which was killed")
     with progress.step("The virtual machines' image (some minutes the first time, then cached)"):
         ensure_image(CACHE, progress.update)
-    lab = Lab(f"icd-demo-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS})
+    lab = Lab(f"icd-demo-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS | {"start": start}})
     try:
         with progress.step("A simulated GitHub and outside, in namespaces of their own"):
             lab.open()
@@ -74,8 +74,15 @@ def _run(progress: Progress, jobs: int, logs: Path) -> Report:
         accelerator = scenario.accelerator_of(lab)
         if accelerator == "tcg":
             progress.say("No guest starts under hardware KVM here: machines are EMULATED, and many times slower.")
+        if not cold:
+            with progress.step(
+                "A template that machines are cloned from (some seconds more the first time, then kept)"
+            ):
+                why_not = scenario.await_template(lab, progress.update)
+            if why_not:
+                progress.say(f"There is no template, so machines boot cold: {why_not}", style="yellow")
         with Traps(lab.vm_netns, scenario.TRAPPED) as traps:
-            with progress.step(f"{jobs} job(s): boot, sign in, bind the policy, run the steps, destroy"):
+            with progress.step(f"{jobs} job(s): start, sign in, bind the policy, run the steps, destroy"):
                 ids = _follow(progress, lab, jobs)
             with progress.step("Looking at what came of it"):
                 took_s = time.monotonic() - began

@@ -24,6 +24,7 @@ GATEWAYS_OWN = 10443
 TRAPPED = tuple(port for port in HOST_SERVICES if port != GATEWAYS_OWN)
 """Ports that a trap can be set behind; on the gateway's own the gateway listens."""
 RUN_WITHIN_S = 600.0
+TEMPLATE_WITHIN_S = 600.0
 FOR_EACH_JOB_S = 180.0
 
 Job = dict[str, Any]
@@ -36,6 +37,18 @@ def accelerator_of(lab: Lab) -> str:
         for host in lab.stack.api("hosts")["hosts"]:
             if host.get("accelerator"):
                 return str(host["accelerator"])
+        deadline.pause()
+
+
+def await_template(lab: Lab, each: Callable[[str], None] = lambda _state: None) -> str:
+    """Wait until the host can start a clone, or can't make a template; why not, empty where it can."""
+    deadline = Deadline(time.monotonic() + TEMPLATE_WITHIN_S, "the template wasn't made")
+    while True:
+        found = [host.get("templates", []) for host in lab.stack.api("hosts")["hosts"]]
+        for template in (one for templates in found for one in templates if one["classes"]):
+            if template["state"] != "building":
+                return str(template.get("reason", "")) if template["state"] == "failed" else ""
+            each(template.get("reason") or "one machine boots as far as the gate")
         deadline.pause()
 
 

@@ -17,7 +17,7 @@ from orchestrator.control.auth import AdminToken
 from orchestrator.control.records import Sighting
 from orchestrator.control.store import Store
 from orchestrator.core.machine import MachineClass
-from orchestrator.core.wire import ObservedWarm
+from orchestrator.core.wire import Desired, ObservedTemplate, ObservedWarm
 
 from .stage import Stage
 
@@ -169,3 +169,34 @@ async def test_machines_that_wait(client: httpx.AsyncClient, stage: Stage) -> No
     assert [machine["machine_class"] for machine in h1["warm"]] == ["ironcd"]
     assert h1["warm_wanted"] == {"ironcd": 2}
     assert 'ironcd_host_warm{class="ironcd",host="h1"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_templates_are_made_anew_where_an_admin_wants_it(client: httpx.AsyncClient, stage: Stage) -> None:
+    await stage.hosts_move()
+    await stage.look()
+    assert (await client.post("/api/v1/hosts/nobody/rebuild-templates")).status_code == 404
+    assert (await client.post("/api/v1/hosts/h1/rebuild-templates", headers={"Authorization": ""})).status_code == 401
+    assert (await client.post("/api/v1/hosts/h1/rebuild-templates")).json()["templates_since"] == stage.now
+    await stage.look()
+    _, raw = await stage.store.desired("h1")
+    assert msgspec.json.decode(raw or b"", type=Desired).templates_since == stage.now
+
+
+async def test_templates_and_how_machines_were_started_are_shown(client: httpx.AsyncClient, stage: Stage) -> None:
+    template = ObservedTemplate("a" * 64, ("ironcd",), "b" * 64, "ready", 5.0)
+    await stage.hosts_move()
+    await stage.deliver(stage.job(1))
+    await stage.look()
+    await stage.hosts_move()
+    sighting = (await stage.store.sightings())["h1"]
+    (runner, *more) = sighting.observed.runners
+    runner = msgspec.structs.replace(runner, start="clone")
+    observed = msgspec.structs.replace(sighting.observed, templates=(template,), runners=(runner, *more))
+    await stage.store.put_sighting(Sighting(stage.now, observed))
+    await stage.look()
+    (h1,) = [host for host in (await client.get("/api/v1/hosts")).json()["hosts"] if host["host"] == "h1"]
+    assert h1["templates"][0]["key"] == template.key
+    text = (await client.get("/metrics")).text
+    assert 'ironcd_host_templates{host="h1",state="ready"} 1.0' in text
+    assert 'ironcd_starts_total{how="clone"} 1.0' in text
+    assert 'ironcd_starts_total{how="cold"} 0.0' in text
