@@ -63,6 +63,7 @@ FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
     "looks": tuple({"result": result} for result in ("done", "failed", "left_to_another")),
 }
 """Shown as 0 before they are first counted: an increase from nothing to 1 is none to Prometheus."""
+WAITS = ("quota", "room", "turn", "runner", "pause", "class")
 JOB_STATES = ("waiting", "queued", "in_progress", "completed")
 _NAME = re.compile(r"([a-z_]+)(?:\{(.*)\})?")
 
@@ -196,13 +197,19 @@ def _queues(lengths: dict[str, int]) -> Iterator[Metric]:
 
 
 def _jobs(jobs: Iterable[JobRecord]) -> Iterator[Metric]:
-    tally: Counter[tuple[str, str]] = Counter((record.job.state, record.job.served) for record in jobs)
+    known = list(jobs)
+    tally: Counter[tuple[str, str]] = Counter((record.job.state, record.job.served) for record in known)
     family = GaugeMetricFamily("ironcd_jobs", "Jobs that aren't put away, by state", labels=["state", "served"])
     for state in JOB_STATES:
         tally.setdefault((state, "yes"), 0)
     for (state, served), count in sorted(tally.items()):
         family.add_metric([state, served], count)
     yield family
+    waits = Counter(record.wait or "runner" for record in known if record.job.wants_runner)
+    waiting = GaugeMetricFamily("ironcd_waiting_jobs", "Jobs that wait, by what for", labels=["for"])
+    for kind in WAITS:
+        waiting.add_metric([kind], waits.get(kind, 0))
+    yield waiting
 
 
 def _runners(runners: Iterable[RunnerRecord]) -> Iterator[Metric]:

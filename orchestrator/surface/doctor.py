@@ -219,7 +219,15 @@ def _github(settings: Settings) -> tuple[State, str, str]:
             f"{settings.github.api_url}/app answered {response.status_code} to the App's JWT",
             "Mend github.app_id and github.private_key_file: they must belong to one App.",
         )
-    return "ok", f"App {response.json().get('slug', '')!r}, id {response.json().get('id')}", ""
+    told = response.json()
+    held = told.get("permissions", {})
+    if settings.github.registration == "repository" and held.get("administration") != "write":
+        return (
+            "fail",
+            'github.registration is "repository", and the App hasn\'t the permission Administration: write',
+            "Give it that permission and have it accepted, or register with the organisation: docs/operations/capacity.md.",
+        )
+    return "ok", f"App {told.get('slug', '')!r}, id {told.get('id')}", ""
 
 
 def _clock(settings: Settings) -> tuple[State, str, str]:

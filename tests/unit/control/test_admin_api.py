@@ -143,6 +143,8 @@ async def test_metrics(client: httpx.AsyncClient, stage: Stage) -> None:
         for sample in family.samples
     }
     assert samples["ironcd_store_up", ()] == 1
+    assert samples["ironcd_waiting_jobs", (("for", "room"),)] == 1
+    assert samples["ironcd_waiting_jobs", (("for", "quota"),)] == 0
     assert samples["ironcd_runners", (("phase", "WANTED"),)] == 0
     assert samples["ironcd_jobs", (("served", "yes"), ("state", "queued"))] == 1
     assert samples["ironcd_host_capacity", (("host", "h1"), ("what", "vcpus"))] == 8

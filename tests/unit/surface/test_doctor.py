@@ -101,3 +101,20 @@ def test_row_12_a_quarantine_is_shown(monkeypatch, settings):
     monkeypatch.setattr(ApiClient, "of", lambda _settings: ApiClient("http://test", "t", transport=shown))
     state, found, _ = doctor.CHECKS["quarantine"](settings)
     assert (state, found) == ("warn", "host:h1: 3 starts failed")
+
+
+@pytest.mark.parametrize(
+    ("registration", "permissions", "state"),
+    [
+        ("organisation", {"organization_self_hosted_runners": "write"}, "ok"),
+        ("repository", {"organization_self_hosted_runners": "write"}, "fail"),
+        ("repository", {"administration": "read"}, "fail"),
+        ("repository", {"administration": "write"}, "ok"),
+    ],
+)
+def test_runners_of_repositories_need_a_permission(monkeypatch, registration, permissions, state):
+    answer = httpx.Response(200, json={"slug": "ironcd", "id": 7, "permissions": permissions})
+    monkeypatch.setattr(doctor, "_ask_github", lambda _settings: answer)
+    found = doctor.CHECKS["GitHub App"](Settings(github={"registration": registration}, host={"name": "h"}))
+    assert found[0] == state
+    assert state == "ok" or "Administration: write" in found[1]
