@@ -6,10 +6,12 @@ It is a process of its own, since a process never gives back what it once took.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 
 import msgspec
+import structlog
 from ulid import ULID
 
 from bench.table import Table
@@ -85,5 +87,6 @@ def resident() -> float:
 
 
 if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     asyncio.run(work(sys.argv[1], Path(sys.argv[2])))
     print(resident())

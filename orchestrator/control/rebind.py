@@ -16,6 +16,7 @@ from orchestrator.control.github import GitHubFailure
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.world import World
+from orchestrator.core.job import Job
 from orchestrator.core.policy import Policy
 
 
@@ -25,6 +26,8 @@ class Rebind:
         self._book = book
         self._digests: dict[int, tuple[Policy, str]] = {}
         """By identity: jobs of one repository share one policy, and a digest costs as much as all its rules."""
+        self._policies: dict[tuple[int, str, str, str], Policy | RefusedPolicy] = {}
+        """By installation, repository, host and image: asked for once in a pass, however many runners share one."""
 
     def bound(self) -> list[str]:
         """The runners whose job was given a policy."""
@@ -35,7 +38,7 @@ class Rebind:
         world, record = self._world, self._world.runners[runner_id]
         job = world.jobs[record.life.job_id].job
         try:
-            policy = await self._book.policy_of(job.installation, job.repo, world.images_of(record), world.now)
+            policy = await self._policy_of(job, record)
         except GitHubFailure:
             return
         record = world.runners[runner_id]
@@ -47,6 +50,15 @@ class Rebind:
             self._send(record, world.baseline, "policy_withdrawn", policy.reason)
         else:
             world.change_runner(runner_id, waiting=f"its policy stays as it was: {policy.reason}")
+
+    async def _policy_of(self, job: Job, record: RunnerRecord) -> Policy | RefusedPolicy:
+        key = (job.installation, job.repo, record.life.host, record.life.machine.image)
+        known = self._policies.get(key)
+        if known is None:
+            images = self._world.images_of(record)
+            known = await self._book.policy_of(job.installation, job.repo, images, self._world.now)
+            self._policies[key] = known
+        return known
 
     def _send(self, record: RunnerRecord, policy: Policy, what: str, detail: str) -> None:
         world, digest = self._world, self._digest(policy)

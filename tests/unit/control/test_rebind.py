@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from orchestrator.control.github import Unavailable
+from orchestrator.control.policies import PolicyBook
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.settings import ControlSettings
 from orchestrator.core.policy import compile_policy
@@ -147,3 +148,35 @@ async def test_a_new_worker_looks_again_too(under_org: Stage) -> None:
     org_file(under_org).write_text(ORG.replace("mode: enforce", "mode: enforce\nallow_ech: false\nprofile: sandbox"))
     under_org.reconciler = under_org.fresh()
     assert (await turn(under_org)).generation == before.generation + 1
+
+
+async def test_a_policy_is_asked_for_once_in_a_pass_however_many_jobs_share_it(
+    under_org: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = under_org
+    await stage.hosts_move()
+    for number in (1, 2, 3):
+        await stage.deliver(stage.job(number))
+    for _ in range(3):
+        await stage.look()
+        await stage.hosts_move()
+    for job in stage.github_assigns():
+        await stage.deliver(job)
+    for _ in range(4):
+        await stage.look()
+        await stage.hosts_move()
+    assert len([record for record in await stage.runners() if record.life.bound]) == 3
+    asked: list[str] = []
+    original = PolicyBook.policy_of
+
+    async def counting(book: PolicyBook, installation: int, repo: str, images, now: float):
+        asked.append(repo)
+        return await original(book, installation, repo, images, now)
+
+    monkeypatch.setattr(PolicyBook, "policy_of", counting)
+    await stage.look()
+    assert asked == [REPO]
+    org_file(stage).write_text(ORG.replace("  - host: allowed.example\n", ""))
+    before = [record.policy for record in await stage.runners()]
+    await stage.look()
+    assert not set(before) & {record.policy for record in await stage.runners()}, "all of them have the new one"
