@@ -147,6 +147,15 @@ def test_nothing_is_ever_changed(made: Made, elsewhere: Path) -> None:
     assert [path.name[0] for path in (elsewhere / "h1").iterdir()] == ["0", "0"]
 
 
+def test_another_checkpoint_of_the_same_size_and_moment_replaces_none(made: Made, elsewhere: Path) -> None:
+    copy(made, elsewhere)
+    (first,) = (elsewhere / "h1").iterdir()
+    before = first.read_bytes()
+    write_anew(made, 11)
+    assert copy(made, elsewhere) == 0
+    assert first.read_bytes() == before
+
+
 def test_a_copy_that_was_cut_short_is_made_again(made: Made, elsewhere: Path) -> None:
     copy(made, elsewhere)
     (torn,) = (elsewhere / "h1").iterdir()

@@ -52,8 +52,18 @@ async def test_what_the_default_branch_says_now(stage: Stage) -> None:
     assert hosts(told) == {"allowed.example"}
     stage.github.files[FILE] = b"mode: enforce\nallow: [{host: new.example}]\n"
     told = await asked(stage)
-    assert (hosts(told), told["blob"] == blob) == ({"new.example"}, False), "it is read each time"
+    assert (hosts(told), told["blob"] == blob) == ({"new.example"}, False)
     assert msgspec.convert(told["policy"], Policy).digest == told["digest"]
+
+
+async def test_one_worker_reads_it_each_time(stage: Stage) -> None:
+    worker = answers(stage)
+    first = await worker.answer(REPO)
+    stage.github.files[FILE] = b"mode: enforce\nallow: []\n"
+    second = await worker.answer(REPO)
+    assert first.policy is not None
+    assert second.policy is not None
+    assert (first.blob == second.blob, first.policy.digest == second.policy.digest) == (False, False)
 
 
 async def test_under_the_organisations_policy_of_now(stage: Stage, tmp_path: Path) -> None:
