@@ -58,6 +58,8 @@ class Line:
 
     def deal(self, warm: Mapping[str, list[str]] | None = None) -> Dealt:
         """Machines for those whose turn it is, as far as quotas and room go.  ``warm``: class to hosts where one waits."""
+        if next(self.candidates(), None) is None:
+            return Dealt((), {})
         long_since = self._world.now - self._world.settings.sharing.reserve_s
         return deal(self._queue(), self._short(), self._quotas(), self.rooms, long_since=long_since, warm=warm)
 
