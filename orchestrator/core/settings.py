@@ -65,6 +65,8 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory kept back from VMs, in MiB."""
     reserve_disk_gib: int = 5
     """Disk kept back from VMs, in GiB."""
+    warm_age_s: float = 3600.0
+    """A machine that has waited for a job for so many seconds is replaced by a new one."""
     disk_erase: DiskErase = "unlink"
     """What becomes of a disk's contents: ``unlink`` frees its blocks, ``discard`` has the device discard them too,
     ``zero`` overwrites them first."""

@@ -48,7 +48,7 @@ def adopt(
         log.info("vm_adopted", runner=ulid)
         _go_on(parts, runners[ulid], link, paused=states[ulid] == "paused")
     for runner in runners.values():
-        if runner.record.vm == "making":
+        if runner.record.vm == "making" or _was_claimed(runner.record):
             _unmake(parts, runner)
 
 
@@ -58,6 +58,11 @@ def _go_on(parts: Parts, runner: Runner, link: Link, *, paused: bool) -> None:
     if paused:
         parts.talk.ensure(runner.record.id, runner.paths(parts).channel)
         parts.hypervisor.resume(runner.names.domain)
+
+
+def _was_claimed(record: Record) -> bool:
+    """A machine that waited was handed over to it, and no more had come of that."""
+    return record.vm == "absent" and record.slot >= 0
 
 
 def _unmake(parts: Parts, runner: Runner) -> None:

@@ -33,6 +33,8 @@ from orchestrator.host.hearing import hear
 from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import list_images
 from orchestrator.host.parts import Parts, Runner, without_secret
+from orchestrator.host.pool import Pool
+from orchestrator.host.pool_scene import holds_room, scene_of
 from orchestrator.host.record import Record
 from orchestrator.host.room import fits, too_small, without_accelerator
 from orchestrator.host.ship import Lag
@@ -66,6 +68,7 @@ class Agent:
         self._lock = threading.RLock()
         self._runners: dict[str, Runner] = {}
         self._wishes: dict[str, DesiredRunner] = {}
+        self._classes: tuple[MachineClass, ...] = ()
         self._missing_since: dict[str, float] = {}
         self._generation = -1
         self._desired = b""
@@ -76,6 +79,7 @@ class Agent:
         self._drifted_at = 0.0
         self._adopted = False
         self._informed = False
+        self.pool = Pool(parts)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="step")
         self._ends = ThreadPoolExecutor(_THREADS, thread_name_prefix="end")
         """Of its own: however slowly VMs are torn down, the next ones start."""
@@ -98,6 +102,7 @@ class Agent:
             self._runners[record.id] = Runner(record)
             if record.slot >= 0:
                 self.parts.slots.adopt(record.slot)
+        self.pool.begin(self._runners)
         self._capacity = capacity_of(self.parts.settings, self.parts.paths)
         self._erase_problem = erase.problem(self.parts.paths.disks, self.parts.settings.disk_erase)
 
@@ -111,6 +116,7 @@ class Agent:
             changed = kept != self._wishes or desired.generation != self._generation
             self._wishes = kept
             self._generation = desired.generation
+            self._classes = desired.classes
             self._informed = True
             self.parts.templates.want(desired.classes, desired.templates_since)
             if changed:
@@ -143,6 +149,8 @@ class Agent:
         """Libvirt says that a domain ended.  Called on a thread of the hypervisor's."""
         ulid = ulid_of(name)
         runner = self._runners.get(ulid or "")
+        if runner is None and ulid is not None and self.pool.vm_ended(ulid, why):
+            return
         if runner is None or runner.record.has("end_begun"):
             return
         with runner.lock:
@@ -175,8 +183,11 @@ class Agent:
             self._swept_at = now
             self._sweep(now)
         with self._lock:
-            for ulid in sorted(self._wishes.keys() | self._runners.keys()):
+            self._take_from_pool()
+            for ulid in sorted((self._wishes.keys() | self._runners.keys()) - self.pool.ids()):
                 self._turn_runner(ulid, now)
+            classes = self._classes if self.choice.accelerator and self._informed else ()
+            self.pool.turn(scene_of(self.parts, classes, self._wishes, self._runners, self._capacity), now)
         if self.choice.accelerator:
             self.parts.templates.turn(now, self._has_room)
 
@@ -220,6 +231,7 @@ class Agent:
             unshipped=lag.lines,
             unshipped_s=round(lag.seconds, 1),
             swept=swept,
+            warm=self.pool.observed(),
         )
 
     def problem(self, failure: Failure) -> None:
@@ -234,6 +246,7 @@ class Agent:
         for runner in list(self._runners.values()):
             if runner.busy == "start":
                 runner.cancel.set()
+        self.pool.close()
         self.parts.templates.close()
         for pool in (self._pool, self._ends):
             pool.shutdown(wait=True, cancel_futures=True)
@@ -266,6 +279,13 @@ class Agent:
             self.parts.records.write(self.parts.paths.desired, self._desired)
         except HostError as error:
             log.warning("desired_unsaved", error=error.message)
+
+    def _take_from_pool(self) -> None:
+        """Machines that wait and are wished for are runners from now on; one that isn't fit for that ends first."""
+        for ulid in self.pool.ids() & self._wishes.keys() - self._runners.keys():
+            runner = self.pool.claim(ulid, self._wishes[ulid].machine)
+            if runner is not None:
+                self._runners[ulid] = runner
 
     def _turn_runner(self, ulid: str, now: float) -> None:
         want, runner = self._wishes.get(ulid), self._runners.get(ulid)
@@ -324,16 +344,16 @@ class Agent:
         never = too_small(self._capacity, want.machine)
         if never is not None:
             return never
-        asked = [want.machine, *self._in_use()]
+        asked = [want.machine, *self._in_use(but=want.id)]
         if not fits(self._capacity, asked):
             return None
         building = self.parts.templates.building
         if building is not None and not fits(self._capacity, [building, *asked]):
             self.parts.templates.make_room()
-        return Step("start")
+        return Step("start") if self.pool.make_room(asked, self._capacity, beside=want.id) else None
 
-    def _in_use(self) -> list[MachineClass]:
-        return [runner.record.machine for runner in list(self._runners.values()) if _holds_room(runner)]
+    def _in_use(self, *, but: str = "") -> list[MachineClass]:
+        return [r.record.machine for r in list(self._runners.values()) if holds_room(r.record) and r.record.id != but]
 
     def _has_room(self, machine: MachineClass) -> bool:
         """For a template: no runner starts or waits for room, and there is some left."""
@@ -343,8 +363,8 @@ class Agent:
 
     def _clones(self) -> dict[str, int]:
         """Living clones by template."""
-        living = [runner.record for runner in list(self._runners.values()) if _holds_room(runner)]
-        return Counter(record.template for record in living if record.template)
+        living = [runner.record for runner in list(self._runners.values()) if holds_room(runner.record)]
+        return Counter(record.template for record in living if record.template) + self.pool.clones()
 
     def _keep_channel(self, runner: Runner | None) -> None:
         if runner is not None and runner.record.vm == "running":
@@ -374,6 +394,7 @@ class Agent:
         for runner in list(self._runners.values()):
             if runner.record.vm == "running" and runner.record.id not in alive and not runner.busy:
                 self.vm_ended(runner.names.domain, "gone")
+        self.pool.look(alive)
 
     def _sweep(self, now: float) -> None:
         kept_mib = self.parts.templates.sealed_bytes() >> 20
@@ -384,7 +405,7 @@ class Agent:
         if not self._informed:
             return
         try:
-            left = sweep.find(self.parts, self._runners.keys() | self._wishes.keys())
+            left = sweep.find(self.parts, self._runners.keys() | self._wishes.keys() | self.pool.ids())
         except (IronCDError, OSError) as error:
             log.warning("sweep_failed", error=str(error))
             return
@@ -414,6 +435,7 @@ class Agent:
             return
         self._wishes = {wish.id: wish for wish in desired.runners if _is_usable(wish)}
         self.parts.templates.want(desired.classes, desired.templates_since)
+        self._classes = desired.classes
         self._informed = True
 
     def _take_over(self, now: float) -> bool:
@@ -442,12 +464,6 @@ def _situation(runner: Runner | None, missing_s: float, hello_s: float) -> Situa
         seed_tried_at=runner.seed_tried_at,
         hello_s=hello_s,
     )
-
-
-def _holds_room(runner: Runner) -> bool:
-    """Processors and memory are free when the VM's process is dead; libvirt's tidying up and the proof take none."""
-    record = runner.record
-    return not (record.has("vm_dead") or record.has("domain_gone") or record.is_proved_gone)
 
 
 def _is_usable(wish: DesiredRunner) -> bool:

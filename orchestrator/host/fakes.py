@@ -42,13 +42,20 @@ class FakeHypervisor:
         self.hold_destroy: threading.Event | None = None
         """`destroy` waits for it, as libvirt's waits for PID 1."""
         self.killed: set[str] = set()
+        self.hold_kill: threading.Event | None = None
+        self.hold_start: threading.Event | None = None
+        self.made: list[str] = []
+        """The names of all domains that were ever started, in their order."""
 
     def start_paused(self, spec: DomainSpec) -> None:
         self._maybe_fail()
+        if self.hold_start is not None:
+            self.hold_start.wait(10)
         with self._lock:
             if spec.name in self._domains:
                 raise HostError(f"domain {spec.name} exists already", code="libvirt-failed", remedy="")
             self.specs[spec.name] = spec
+            self.made.append(spec.name)
             self._domains[spec.name] = "paused"
             self._seeded.add(spec.name)
 
@@ -75,6 +82,8 @@ class FakeHypervisor:
 
     def kill(self, name: str) -> bool:
         self._maybe_fail()
+        if self.hold_kill is not None:
+            self.hold_kill.wait(10)
         with self._lock:
             if name not in self._domains or ulid_of(name) is None or self.destroy_does_nothing:
                 return False
@@ -306,6 +315,8 @@ class FakeTalk:
     said: list[tuple[str, Order]] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
     shut: bool = False
+    deaf: set[str] = field(default_factory=set)
+    """Guests that orders don't reach, though their channels are open."""
     on_order: Callable[[str, Order], None] = lambda _ulid, _order: None
 
     def ensure(self, ulid: str, path: Path) -> bool:  # noqa: ARG002 - the fake has no socket
@@ -314,7 +325,7 @@ class FakeTalk:
         return not self.shut
 
     def send(self, ulid: str, order: Order) -> bool:
-        if ulid not in self.open or self.shut:
+        if ulid not in self.open or self.shut or ulid in self.deaf:
             return False
         self.said.append((ulid, order))
         self.on_order(ulid, order)

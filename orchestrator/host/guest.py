@@ -37,6 +37,10 @@ class Settled(Struct, frozen=True, tag_field="m", tag="settled"):
     """The machine stands still at the gate: a template can be taken of it."""
 
 
+class Prepared(Struct, frozen=True, tag_field="m", tag="prepared"):
+    """The machine is one of its own and waits at the gate for a job."""
+
+
 class Opened(Struct, frozen=True, tag_field="m", tag="opened"):
     """The machine has a clock, an identity and randomness of its own; cloud-init goes on."""
 
@@ -81,6 +85,7 @@ class Beat(Struct, frozen=True, tag_field="m", tag="beat"):
 Message = (
     Hello
     | Settled
+    | Prepared
     | Opened
     | WhatTime
     | JitTaken
@@ -95,6 +100,16 @@ Message = (
 
 class Settle(Struct, frozen=True, tag_field="m", tag="settle"):
     """Come to rest at the gate, and say so."""
+
+
+class Prepare(Struct, frozen=True, tag_field="m", tag="prepare"):
+    """Be a machine of your own, and wait at the gate, which stays closed.  The fields are those of `Open`."""
+
+    now_ns: int
+    random: str
+
+    def __repr__(self) -> str:
+        return "Prepare()"
 
 
 class Open(Struct, frozen=True, tag_field="m", tag="open"):
@@ -131,7 +146,7 @@ class Stop(Struct, frozen=True, tag_field="m", tag="stop"):
     """End the runner with SIGTERM."""
 
 
-Order = Settle | Open | Time | SeedGone | Bound | Refused | Stop
+Order = Settle | Prepare | Open | Time | SeedGone | Bound | Refused | Stop
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
@@ -146,7 +161,16 @@ def parse(line: bytes) -> Message | None:
 
 def opening() -> Open:
     """An opening line, to be sent at once: it has the time."""
-    return Open(time.time_ns(), b64encode(os.urandom(_RANDOM_BYTES)).decode("ascii"))
+    return Open(time.time_ns(), _fresh())
+
+
+def preparing() -> Prepare:
+    """To be sent at once."""
+    return Prepare(time.time_ns(), _fresh())
+
+
+def _fresh() -> str:
+    return b64encode(os.urandom(_RANDOM_BYTES)).decode("ascii")
 
 
 def encode(order: Order) -> bytes:

@@ -77,6 +77,8 @@ class Runner:
     stop_told: bool = False
     refused_at: float = 0.0
     seed_tried_at: float = 0.0
+    waited: bool = False
+    """Its machine stands in front of the gate already (`orchestrator.host.pool`): it is claimed, not started."""
     not_before: float = 0.0
     """A step that failed is tried again then."""
     secret: str = ""

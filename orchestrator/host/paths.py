@@ -23,6 +23,7 @@ class HostPaths(msgspec.Struct, frozen=True):
     boot: Path
     seeds: Path
     records: Path
+    waiting: Path
     ledger: Path
     links: Path
     channels: Path
@@ -55,6 +56,7 @@ def host_paths(settings: HostSettings) -> HostPaths:
         boot=state / "boot",
         seeds=state / "seeds",
         records=state / "runners",
+        waiting=state / "waiting",
         ledger=state / "ledger",
         links=run / "links",
         channels=run / "channels",
@@ -85,9 +87,9 @@ def make_folders(paths: HostPaths) -> None:
     for folder in (paths.disks, paths.boot, paths.seeds, paths.channels, paths.templates):
         folder.mkdir(parents=True, exist_ok=True)
         os.chmod(folder, _PASSED)
-    for folder in (paths.records, paths.links, paths.consoles, paths.ledger, paths.images):
+    for folder in (paths.records, paths.waiting, paths.links, paths.consoles, paths.ledger, paths.images):
         folder.mkdir(parents=True, exist_ok=True)
-    for folder in (paths.records, paths.links, paths.consoles):
+    for folder in (paths.records, paths.waiting, paths.links, paths.consoles):
         os.chmod(folder, _PRIVATE)
     _clear_half_written(paths)
     for folder in (paths.disks.parent, paths.templates.parent, paths.channels.parent, paths.cache, paths.images):
@@ -97,7 +99,11 @@ def make_folders(paths: HostPaths) -> None:
 
 def _clear_half_written(paths: HostPaths) -> None:
     """Delete what an agent that was killed in the middle of `write_atomic` left: only the agent writes these."""
-    ours = [*paths.records.glob(".ironcd-*.json.*"), *paths.links.glob(".ic*.json.*")]
+    ours = [
+        *paths.records.glob(".ironcd-*.json.*"),
+        *paths.waiting.glob(".ironcd-*.json.*"),
+        *paths.links.glob(".ic*.json.*"),
+    ]
     for file in (paths.desired, paths.shipped):
         ours += file.parent.glob(f".{file.name}.*")
     for path in ours:

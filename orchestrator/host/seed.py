@@ -100,8 +100,48 @@ def network_config(slot: Slot) -> str:
     return json.dumps({"version": 2, "ethernets": {"link": link}}, indent=1) + "\n"
 
 
+BLANK_BYTES = 4 << 20
+"""Size of a seed that is written later; most of it stays a hole."""
+
+
 def make_seed(path: Path, names: Names, slot: Slot, *, jit: str, cas: tuple[str, ...]) -> None:
     """Write the ISO image ``path``, labelled ``cidata``."""
+    iso = _iso(names, slot, jit=jit, cas=cas)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w+b") as file:
+        iso.write_fp(file)
+    iso.close()
+
+
+def make_blank_seed(path: Path) -> None:
+    """A file of zeros in the place of a seed: a VM's drive has it in it, and it is filled when there is a job."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, BLANK_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def fill_seed(path: Path, names: Names, slot: Slot, *, jit: str, cas: tuple[str, ...]) -> None:
+    """Write the ISO image into the file of `make_blank_seed`, which QEMU has open: it stays the same file, of the same size.
+
+    Raises HostError (code ``seed-too-large``) where it doesn't fit.
+    """
+    iso, made = _iso(names, slot, jit=jit, cas=cas), io.BytesIO()
+    iso.write_fp(made)
+    iso.close()
+    if len(made.getbuffer()) > BLANK_BYTES:
+        raise HostError(
+            f"a seed of {len(made.getbuffer())} bytes doesn't fit into {BLANK_BYTES}",
+            code="seed-too-large",
+            remedy="List fewer authorities in host.guest_ca_files.",
+        )
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "r+b") as file:
+        file.write(made.getbuffer())
+
+
+def _iso(names: Names, slot: Slot, *, jit: str, cas: tuple[str, ...]) -> Any:
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
     documents = {
@@ -113,7 +153,4 @@ def make_seed(path: Path, names: Names, slot: Slot, *, jit: str, cas: tuple[str,
         data = text.encode()
         plain = name.upper().replace("-", "_")
         iso.add_fp(io.BytesIO(data), len(data), f"/{plain}.;1", rr_name=name, joliet_path=f"/{name}")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w+b") as file:
-        iso.write_fp(file)
-    iso.close()
+    return iso

@@ -7,6 +7,7 @@ taken for the next one's.
 from __future__ import annotations
 
 import ipaddress
+import threading
 
 import msgspec
 
@@ -33,21 +34,23 @@ def slot_at(links_range: str, index: int) -> Slot:
 
 
 class Slots:
-    """Not safe for threads by itself; the agent allocates under its lock."""
+    """Safe for threads: machines are made on many at once, and no two may have one link."""
 
     def __init__(self, links_range: str) -> None:
         self._range = links_range
         self._size = ipaddress.IPv4Network(links_range).num_addresses // 2
         self._used: set[int] = set()
         self._resting: dict[int, float] = {}
+        self._lock = threading.Lock()
 
     def take(self, now: float) -> Slot:
         """Raises HostError (``links-exhausted``) where every link is in use or rests."""
-        self._resting = {index: until for index, until in self._resting.items() if until > now}
-        for index in range(self._size):
-            if index not in self._used and index not in self._resting:
-                self._used.add(index)
-                return slot_at(self._range, index)
+        with self._lock:
+            self._resting = {index: until for index, until in self._resting.items() if until > now}
+            for index in range(self._size):
+                if index not in self._used and index not in self._resting:
+                    self._used.add(index)
+                    return slot_at(self._range, index)
         raise HostError(
             f"every link of {self._range} is in use",
             code="links-exhausted",
@@ -56,9 +59,11 @@ class Slots:
 
     def adopt(self, index: int) -> Slot:
         """Take the link that a VM from before a restart has."""
-        self._used.add(index)
+        with self._lock:
+            self._used.add(index)
         return slot_at(self._range, index)
 
     def release(self, index: int, now: float) -> None:
-        self._used.discard(index)
-        self._resting[index] = now + REST_S
+        with self._lock:
+            self._used.discard(index)
+            self._resting[index] = now + REST_S

@@ -42,16 +42,16 @@ def start(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
     runner.mark(parts, "accepted")
     image = find_image(parts.paths.images, want.machine.image)
     parts.wires.make(names.tap)
-    _go_on(runner)
-    make_seed(files.seed, names, slot, jit=want.jit, cas=_authorities(parts.settings.guest_ca_files))
+    go_on(runner)
+    make_seed(files.seed, names, slot, jit=want.jit, cas=authorities_of(parts.settings.guest_ca_files))
     runner.mark(parts, "seed_made")
-    _go_on(runner)
+    go_on(runner)
     plan = Plan(want.id, want.machine, image, files, slot)
     if not _cloned(parts, runner, plan):
         _booted(parts, runner, plan)
-    _go_on(runner)
-    _wire_up(parts, runner, want, slot)
-    _go_on(runner)
+    go_on(runner)
+    wire_up(parts, runner, want, slot)
+    go_on(runner)
     with runner.lock:
         record.released = True
         record.vm = "running"
@@ -74,7 +74,7 @@ def _cloned(parts: Parts, runner: Runner, plan: Plan) -> bool:
     try:
         make_clone_files(plan, lease)
         runner.mark(parts, "disk_made")
-        clone_paused(parts, plan, lease, lambda: _go_on(runner))
+        clone_paused(parts, plan, lease, lambda: go_on(runner))
     except (HostError, OSError) as error:
         log.warning("clone_failed", runner=plan.ulid, template=record.template[:12], error=str(error))
         parts.templates.doubt(record.template, str(error))
@@ -96,7 +96,7 @@ def _booted(parts: Parts, runner: Runner, plan: Plan) -> None:
     runner.mark(parts, "domain_started")
 
 
-def _wire_up(parts: Parts, runner: Runner, want: DesiredRunner, slot: Slot) -> None:
+def wire_up(parts: Parts, runner: Runner, want: DesiredRunner, slot: Slot) -> None:
     """From a tap that is down in the host's namespace to a link that is up behind its rules."""
     tap = runner.names.tap
     link = link_of(want, slot)
@@ -105,7 +105,7 @@ def _wire_up(parts: Parts, runner: Runner, want: DesiredRunner, slot: Slot) -> N
     runner.mark(parts, "chain_installed")
     put_in_force(parts, runner, link)
     parts.wires.up(tap, slot)
-    connect(parts, runner.record.id, runner.paths(parts).channel, lambda: _go_on(runner))
+    connect(parts, runner.record.id, runner.paths(parts).channel, lambda: go_on(runner))
 
 
 def put_in_force(parts: Parts, runner: Runner, link: Link) -> None:
@@ -130,7 +130,7 @@ def _apply(parts: Parts, runner: Runner, link: Link) -> None:
         except GatewayAway:
             if time.monotonic() > deadline:
                 raise
-            _go_on(runner)
+            go_on(runner)
             time.sleep(0.1)
     if not reply.ok or (reply.policy, reply.generation) != (link.policy.digest, link.generation):
         why = reply.error or f"it has {reply.policy or 'none'}, generation {reply.generation}"
@@ -141,7 +141,7 @@ def _apply(parts: Parts, runner: Runner, link: Link) -> None:
         )
 
 
-def _authorities(paths: tuple[str, ...]) -> tuple[str, ...]:
+def authorities_of(paths: tuple[str, ...]) -> tuple[str, ...]:
     """The PEM texts of the authorities that guests trust."""
     try:
         return tuple(Path(path).read_text() for path in paths)
@@ -153,6 +153,6 @@ def _authorities(paths: tuple[str, ...]) -> tuple[str, ...]:
         ) from error
 
 
-def _go_on(runner: Runner) -> None:
+def go_on(runner: Runner) -> None:
     if runner.cancel.is_set():
         raise Cancelled

@@ -14,8 +14,10 @@ from orchestrator.host.disk import delete
 from orchestrator.host.end import end
 from orchestrator.host.erase import keeps_name
 from orchestrator.host.parts import Cancelled, Parts, Runner, link_of, rules_of
+from orchestrator.host.record import Record
 from orchestrator.host.slots import slot_at
 from orchestrator.host.start import put_in_force, start
+from orchestrator.host.waiting import claim
 
 log = structlog.get_logger()
 
@@ -87,10 +89,35 @@ def _end(parts: Parts, runner: Runner, step: Step) -> None:
 
 
 def _start(parts: Parts, runner: Runner, want: DesiredRunner, _step: Step) -> None:
-    start(parts, runner, want)
+    if not (runner.waited and _claimed(parts, runner, want)):
+        start(parts, runner, want)
     if not keeps_name(parts.settings.disk_erase):
         delete(runner.paths(parts).disk)  # QEMU has it open; the blocks are free again when it dies
     log.info("vm_running", runner=want.id, took=round(parts.clock() - runner.record.marks["accepted"], 3))
+
+
+def _claimed(parts: Parts, runner: Runner, want: DesiredRunner) -> bool:
+    """Let the machine that waits have the job.  False where it can't, and nothing of it is left: another is started.
+
+    The gate was closed all the time: the job's configuration has reached nobody.
+    """
+    runner.waited = False
+    try:
+        claim(parts, runner, want)
+    except (HostError, OSError) as error:
+        log.warning("claim_failed", runner=want.id, error=str(error))
+    else:
+        return True
+    if not end(parts, runner, "it couldn't take over its job").whole:
+        raise HostError(
+            "what is left of the machine that waited can't be cleared away",
+            code="domain-stays",
+            remedy="See the agent's log; the host tries again by itself.",
+        )
+    with runner.lock:
+        runner.record = Record(id=want.id, machine=want.machine)
+        parts.records.save(runner.record)
+    return False
 
 
 def _stop(parts: Parts, runner: Runner, _want: DesiredRunner, _step: Step) -> None:

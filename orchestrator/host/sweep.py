@@ -37,7 +37,7 @@ def find(parts: Parts, known: Iterable[str]) -> Leftovers:
     known = set(known) | parts.reserved.keys()
     ulids = {domain.ulid for domain in parts.hypervisor.ours()}
     paths = parts.paths
-    for folder in (paths.disks, paths.boot, paths.seeds, paths.channels, paths.consoles, paths.records):
+    for folder in (paths.disks, paths.boot, paths.seeds, paths.channels, paths.consoles, paths.records, paths.waiting):
         ulids |= set(_ulids_in(folder))
     ulids -= known
     taps = parts.wires.present() | parts.wall.present().taps | _link_files(paths.links)

@@ -180,6 +180,11 @@ class Templates:
                 for key, known in sorted(self._known.items())
             )
 
+    def ready(self) -> dict[str, str]:
+        """Class name to the key of its template, of the classes that have one now."""
+        with self._lock:
+            return {name: key for key, known in self._known.items() if known.state == "ready" for name in known.classes}
+
     def problem(self) -> Failure | None:
         return self._problem
 

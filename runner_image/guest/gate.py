@@ -33,19 +33,32 @@ _OWN_BOOT_ID = "/run/ironcd/boot_id"
 _SSH_KEYS = "/etc/ssh/ssh_host_*_key*"
 
 
-def open_gate(order: dict[str, object]) -> None:
+def open_gate(order: dict[str, object], *, prepared: bool = False) -> None:
     """Make this machine one of its own.  ``order``: ``now_ns`` since the epoch, ``random`` in base64.
 
+    ``prepared``: it has waited here as one (`prepare`), and only the time and randomness are made good again.
     Raises OSError or ValueError where that fails: the gate then stays closed.
     """
+    take_time_and_randomness(order)
+    if not prepared:
+        renew_ids()
+        renew_ssh_keys()
+    forget_seed()
+
+
+def prepare(order: dict[str, object]) -> None:
+    """Make this machine one of its own, that goes on waiting at the gate.  Raises as `open_gate` does."""
+    take_time_and_randomness(order)
+    renew_ids()
+    renew_ssh_keys()
+
+
+def take_time_and_randomness(order: dict[str, object]) -> None:
     now_ns, fresh = order["now_ns"], order["random"]
     if not isinstance(now_ns, int) or not isinstance(fresh, str):
         raise ValueError("the opening line has no time or no randomness")  # noqa: TRY004 - what a peer said is wrong
     set_clock(now_ns)
     reseed(b64decode(fresh, validate=True))
-    renew_ids()
-    renew_ssh_keys()
-    forget_seed()
 
 
 def set_clock(now_ns: int, *, only_forward: bool = False) -> None:

@@ -15,12 +15,13 @@ import socket
 import subprocess
 import time
 
-from . import gate, network, registration, runner, settle
+from . import gate, heat, network, registration, runner, settle
 from .session import (
     AnswerHook,
     Effect,
     OpenGate,
     PowerOff,
+    Prepare,
     Say,
     Send,
     Session,
@@ -222,7 +223,7 @@ class Guest:
                 self.channel.send(effect.encode())
             elif isinstance(effect, Say):
                 say(effect.text)
-            elif isinstance(effect, (OpenGate, SetClock, Settle)):
+            elif isinstance(effect, (Prepare, OpenGate, SetClock, Settle)):
                 self.pass_gate(effect)
             elif isinstance(effect, StartRunner):
                 self.start_runner(with_registration=effect.with_registration)
@@ -234,12 +235,16 @@ class Guest:
             elif isinstance(effect, PowerOff):
                 self.ended = True
 
-    def pass_gate(self, effect: OpenGate | SetClock | Settle) -> None:
+    def pass_gate(self, effect: Prepare | OpenGate | SetClock | Settle) -> None:
         """What fails leaves the gate closed, and the host gives the machine up in time."""
         try:
             if isinstance(effect, OpenGate):
-                gate.open_gate(effect.order)
+                gate.open_gate(effect.order, prepared=effect.prepared)
                 self.do(self.session.gate_opened(time.monotonic()))
+            elif isinstance(effect, Prepare):
+                gate.prepare(effect.order)
+                heat.heat()
+                self.do(self.session.prepared())
             elif isinstance(effect, SetClock):
                 gate.set_clock(effect.now_ns, only_forward=True)
             else:

@@ -50,7 +50,7 @@ TOO_OLD = (3, 4, 7)
 NO_REGISTRATION = 125
 """Reported in place of an exit status where the seed had no registration."""
 
-_AT_THE_GATE = ("settle", "open", "time")
+_AT_THE_GATE = ("settle", "prepare", "open", "time")
 _JOB_NUMBERS = ("run_id", "run_attempt")
 _JOB_WORDS = ("repository", "job", "runner_name")
 
@@ -72,11 +72,19 @@ class Say:
         self.text = text
 
 
-class OpenGate:
-    """``order`` is the host's opening line."""
+class Prepare:
+    """``order`` is the host's; the gate stays closed."""
 
     def __init__(self, order: dict[str, object]) -> None:
         self.order = order
+
+
+class OpenGate:
+    """``order`` is the host's opening line.  ``prepared``: the machine has an identity of its own since it waits here."""
+
+    def __init__(self, order: dict[str, object], *, prepared: bool) -> None:
+        self.order = order
+        self.prepared = prepared
 
 
 class SetClock:
@@ -111,7 +119,7 @@ class PowerOff:
     pass
 
 
-Effect = Send | Say | OpenGate | SetClock | Settle | StartRunner | StopRunner | AnswerHook | PowerOff
+Effect = Send | Say | Prepare | OpenGate | SetClock | Settle | StartRunner | StopRunner | AnswerHook | PowerOff
 
 
 class Session:
@@ -133,6 +141,7 @@ class Session:
         self._asked_at: float | None = None
         self._verdict: AnswerHook | None = None
         self._tail = b""
+        self._prepared = False
         self._time_asked_at: float | None = None
         self._times_asked = 0
 
@@ -172,12 +181,19 @@ class Session:
         self.state = SEEDING
         return [*self._tell(Send(m="opened")), *self._ask_time(now)]
 
+    def prepared(self) -> list[Effect]:
+        """The machine is one of its own now, and waits at the gate for a job."""
+        self._prepared = True
+        return [Send(m="prepared")]
+
     def settled(self) -> list[Effect]:
         return [Send(m="settled")]
 
     def _at_the_gate(self, kind: str, order: dict[str, object], now: float) -> list[Effect]:
         if kind == "open" and self.state == GATED:
-            return [OpenGate(order)]
+            return [OpenGate(order, prepared=self._prepared)]
+        if kind == "prepare" and self.state == GATED:
+            return [Prepare(order)]
         if kind == "settle" and self.state == GATED:
             return [Settle()]
         if kind == "time":

@@ -780,6 +780,9 @@ class Leases:
             raise Cold("")
         return self._lease
 
+    def ready(self) -> dict[str, str]:
+        return {}
+
     def doubt(self, key: str, _why: str) -> None:
         self.doubted.append(key)
 

@@ -6,8 +6,19 @@ import json
 import pycdlib
 import pytest
 
+from orchestrator.core.errors import HostError
 from orchestrator.core.names import names_of
-from orchestrator.host.seed import Authority, make_seed, meta_data, network_config, user_data
+from orchestrator.host import seed
+from orchestrator.host.seed import (
+    BLANK_BYTES,
+    Authority,
+    fill_seed,
+    make_blank_seed,
+    make_seed,
+    meta_data,
+    network_config,
+    user_data,
+)
 from orchestrator.host.slots import slot_at
 
 NAMES = names_of("01JZZZZZZZZZZZZZZZZZZZZZZ1")
@@ -71,3 +82,39 @@ def test_a_link_in_the_seeds_place_isnt_followed(tmp_path):
     with pytest.raises(OSError):
         make_seed(tmp_path / "seed", NAMES, SLOT, jit=JIT, cas=())
     assert target.read_bytes() == b"precious"
+
+
+def test_a_blank_seed_is_filled_in_its_place(tmp_path):
+    """QEMU has it open: it must stay the same file, of the size that QEMU saw."""
+    path = tmp_path / NAMES.seed
+    make_blank_seed(path)
+    assert not any(path.read_bytes())
+    assert path.stat().st_mode & 0o777 == 0o600
+    with path.open("rb") as qemus:
+        fill_seed(path, NAMES, SLOT, jit=JIT, cas=())
+        seen = qemus.read()
+    assert len(seen) == path.stat().st_size == BLANK_BYTES
+    iso = pycdlib.PyCdlib()
+    iso.open_fp(io.BytesIO(seen))
+    assert iso.pvd.volume_identifier.strip() == b"cidata"
+    found = io.BytesIO()
+    iso.get_file_from_iso_fp(found, joliet_path="/user-data")
+    assert found.getvalue().decode() == user_data(NAMES, JIT, ())
+
+
+def test_a_seed_that_doesnt_fit_is_not_written(tmp_path, monkeypatch):
+    path = tmp_path / NAMES.seed
+    make_blank_seed(path)
+    monkeypatch.setattr(seed, "BLANK_BYTES", 4096)
+    with pytest.raises(HostError, match="doesn't fit"):
+        fill_seed(path, NAMES, SLOT, jit=JIT, cas=())
+    assert not any(path.read_bytes())
+
+
+def test_no_seed_is_filled_where_a_link_lies(tmp_path):
+    (tmp_path / "other").write_bytes(b"precious")
+    path = tmp_path / NAMES.seed
+    path.symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="symbolic links"):
+        fill_seed(path, NAMES, SLOT, jit=JIT, cas=())
+    assert (tmp_path / "other").read_bytes() == b"precious"

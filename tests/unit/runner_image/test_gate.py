@@ -57,6 +57,21 @@ def test_an_opening_line_that_can_not_be_used_leaves_the_gate_closed(order, monk
         gate.open_gate(order)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_time_and_randomness_are_made_good_at_the_opening_and_ids_only_once(prepared, monkeypatch) -> None:
+    done = []
+    for name in ("set_clock", "reseed", "renew_ids", "renew_ssh_keys", "forget_seed"):
+        monkeypatch.setattr(gate, name, lambda *_, name=name: done.append(name))
+    order = {"now_ns": 5, "random": b64encode(bytes(64)).decode()}
+    if prepared:
+        gate.prepare(order)
+        assert done == ["set_clock", "reseed", "renew_ids", "renew_ssh_keys"]
+        done.clear()
+    gate.open_gate(order, prepared=prepared)
+    ids = [] if prepared else ["renew_ids", "renew_ssh_keys"]
+    assert done == ["set_clock", "reseed", *ids, "forget_seed"]
+
+
 def test_the_seeds_drive_may_be_missing(tmp_path) -> None:
     gate.forget_seed(str(tmp_path / "sr0"))
 

@@ -8,6 +8,7 @@ from runner_image.guest.session import (
     ASKS_FOR_TIME,
     BIND_WAIT_S,
     CHANNEL_GRACE_S,
+    GATED,
     MAX_LINE,
     NO_REGISTRATION,
     SIGN_IN_PAUSES_S,
@@ -15,6 +16,7 @@ from runner_image.guest.session import (
     Effect,
     OpenGate,
     PowerOff,
+    Prepare,
     Say,
     Send,
     Session,
@@ -90,6 +92,28 @@ def test_a_template_is_taken_in_front_of_the_gate() -> None:
     assert kinds(session.heard(line(m="settle"), 0.0)) == [Settle]
     assert sent(session.settled()) == ["settled"]
     assert kinds(session.heard(line(m="open", now_ns=5, random=""), 9.0)) == [OpenGate]  # the same session, in a clone
+
+
+def test_a_machine_prepares_itself_and_waits_with_the_gate_closed() -> None:
+    session = Session("sha256:1", "25.1", 0.0)
+    session.opened()
+    (effect,) = session.heard(line(m="prepare", now_ns=5, random="x"), 1.0)
+    assert isinstance(effect, Prepare)
+    assert effect.order["now_ns"] == 5
+    assert sent(session.prepared()) == ["prepared"]
+    assert session.state == GATED
+    (effect,) = session.heard(line(m="open", now_ns=9, random="y"), 60.0)
+    assert isinstance(effect, OpenGate)
+    assert effect.prepared
+    session.gate_opened(60.0)
+    assert session.heard(line(m="prepare", now_ns=5, random="x"), 61.0) == []
+
+
+def test_a_machine_that_was_not_prepared_opens_its_gate_whole() -> None:
+    session = Session("sha256:1", "25.1", 0.0)
+    (effect,) = session.heard(line(m="open", now_ns=9, random="y"), 1.0)
+    assert isinstance(effect, OpenGate)
+    assert not effect.prepared
 
 
 def test_the_time_is_asked_for_until_an_answer_comes_quickly() -> None:
