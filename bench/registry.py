@@ -6,7 +6,10 @@ from importlib import import_module
 
 from bench.rows import Bench
 
-NAMES = ("policy", "receiver", "control", "line", "durability", "record", "year", "egress", "egress_wall", "whole_job")
+NAMES = (
+    *("policy", "receiver", "control", "line", "durability", "record", "year", "egress", "egress_wall"),
+    *("whole_job", "start", "start_clone"),
+)
 
 
 def bench(name: str) -> Bench:
