@@ -131,6 +131,9 @@ def _fits(probe: Probe, attempt: Attempt) -> bool:
             asked_first = probe.target == probe.server_name
             protocols = ("tls", "dns") if asked_first else ("tls",)
             return attempt.name == probe.server_name and attempt.protocol in protocols
+        case "hello":
+            to = (attempt.orig_dst, attempt.port, attempt.protocol) == (probe.target, probe.port, "tls")
+            return to and attempt.reason == probe.reason
         case "dns":
             return attempt.name == probe.server_name
         case _:

@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import sys
+from collections.abc import Callable
 
 TIMEOUT_S = 8.0
 MARK = b"ironcd-demo-attack"
@@ -61,7 +62,54 @@ def dns(target: str, port: int, name: str) -> str:
     return f"{answers} answers"
 
 
-KINDS = {"tls": tls, "tcp": tcp, "udp": udp, "dns": dns}
+def hello(target: str, port: int, shape: str) -> str:
+    """Send first bytes that are made to be read in two ways, or not to be read at all, and wait for a byte."""
+    with socket.create_connection((target, port), TIMEOUT_S) as wire:
+        wire.sendall(SHAPES[shape]())
+        got = wire.recv(64)
+    if not got:
+        raise ConnectionError("closed")
+    return f"received {len(got)} bytes"
+
+
+ALLOWED, REFUSED = b"allowed.example", b"evil.example"
+
+
+def _sized(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "big") + data
+
+
+def _sni(*names: bytes) -> bytes:
+    return b"\0\0" + _sized(_sized(b"".join(b"\0" + _sized(name) for name in names)))
+
+
+def _message(*extensions: bytes) -> bytes:
+    """A ClientHello with ``extensions``."""
+    versions = b"\0\x2b" + _sized(b"\x04\x03\x04\x03\x03")
+    body = b"\x03\x03" + bytes(32) + b"\0" + _sized(b"\x13\x01") + b"\x01\0"
+    body += _sized(b"".join((*extensions, versions)))
+    return b"\x01" + len(body).to_bytes(3, "big") + body
+
+
+def _records(message: bytes, cut: int = 0) -> bytes:
+    """``message`` in one TLS record, or in two where ``cut`` says."""
+    return b"".join(b"\x16\x03\x01" + _sized(piece) for piece in (message[:cut], message[cut:]) if piece)
+
+
+def _split() -> bytes:
+    message = _message(_sni(REFUSED))
+    return _records(message, message.index(REFUSED) + 4)
+
+
+SHAPES: dict[str, Callable[[], bytes]] = {
+    "split": _split,
+    "two-names": lambda: _records(_message(_sni(ALLOWED, REFUSED))),
+    "twice": lambda: _records(_message(_sni(ALLOWED), _sni(REFUSED))),
+    "ech": lambda: _records(_message(_sni(ALLOWED), b"\xfe\x0d" + _sized(bytes(40)))),
+    "no-name": lambda: _records(_message()),
+    "ssh": lambda: b"SSH-2.0-probe\r\n",
+}
+KINDS = {"tls": tls, "tcp": tcp, "udp": udp, "dns": dns, "hello": hello}
 
 
 def main(argv: list[str]) -> int:

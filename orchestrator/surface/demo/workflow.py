@@ -35,12 +35,14 @@ class Probe(msgspec.Struct, frozen=True):
 
     name: str
     title: str
-    kind: Literal["tls", "tcp", "udp", "dns"]
+    kind: Literal["tls", "tcp", "udp", "dns", "hello"]
     target: str
     port: int
     server_name: str = ""
     want: Literal["reaches", "blocked", "diverted"] = "blocked"
     """``diverted``: may connect, but to the real owner of the name and not to the address that was dialled."""
+    reason: str = ""
+    """Of a ``hello`` (whose shape is in ``server_name``): why the record must say that it was blocked."""
 
 
 def probes_of(places: Places) -> tuple[Probe, ...]:
@@ -61,6 +63,11 @@ def probes_of(places: Places) -> tuple[Probe, ...]:
         Probe("udp", "UDP to the attacker", "udp", places.attacker, 9999),
         Probe("dns-outside", "DNS to an outside resolver", "dns", places.resolver, 53, f"outside.{REFUSED}"),
         Probe("dns-attacker", "DNS to the attacker", "dns", places.attacker, 53, f"secret-in-a-name.{REFUSED}"),
+        *(
+            Probe(f"hello-{shape}", title, "hello", places.attacker, 443, shape, reason=reason)
+            for shape, (title, reason) in HELLOS.items()
+        ),
+        Probe("dns-tls", "DNS over TLS to the attacker", "tcp", places.attacker, 853),
         Probe("metadata", "the cloud's metadata service", "tcp", "169.254.169.254", 80),
         *(
             Probe(f"host-{port}", f"the host's own {what}", "tcp", "gateway", port)
@@ -68,6 +75,16 @@ def probes_of(places: Places) -> tuple[Probe, ...]:
         ),
     )
 
+
+HELLOS = {
+    "split": ("a hello whose name is cut in two by a TLS record", "not_allowed"),
+    "two-names": ("a hello with two names, the first one allowed", "several_names"),
+    "twice": ("a hello with two name extensions, the first one allowed", "duplicate_extension"),
+    "ech": ("a hello with an allowed name outside and another, encrypted, inside", "ech"),
+    "no-name": ("a hello without a name", "missing_sni"),
+    "ssh": ("SSH on port 443", "not_tls"),
+}
+"""First bytes of `probe.py`'s making, by shape: what they are, and why they are blocked."""
 
 HOST_SERVICES = {22: "SSH", 6379: "Redis", 8470: "control API", 10443: "gateway, dialled directly", 16509: "libvirt"}
 """Ports of the VM's next hop that are tried."""

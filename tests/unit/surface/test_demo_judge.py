@@ -7,9 +7,11 @@ import json
 import msgspec
 import pytest
 
+from orchestrator.egress.hello import Hello, HelloReader, Invalid
 from orchestrator.surface.attempts import Attempt
 from orchestrator.surface.demo.judge import Outside, judge_outside, judge_wall, probe_results
-from orchestrator.surface.demo.workflow import ALLOWED, REFUSED, Places, Probe, probes_of, steps_of, workflow_of
+from orchestrator.surface.demo.probe import SHAPES
+from orchestrator.surface.demo.workflow import ALLOWED, HELLOS, REFUSED, Places, Probe, probes_of, steps_of, workflow_of
 
 PLACES = Places(allowed="203.0.113.10", attacker="198.51.100.66", resolver="203.0.113.53")
 CERT = "ab" * 32
@@ -55,7 +57,13 @@ def test_what_must_be_blocked_must_fail_inside_and_stand_in_the_record(name):
     target = "10.201.0.0" if probe.target == "gateway" else probe.target
     host = probe.server_name if probe.kind in ("tls", "dns") else target
     line = attempt(
-        name=host, orig_dst=target, port=probe.port, protocol=probe.kind, verdict="blocked", reason="x", rule=""
+        name=host,
+        orig_dst=target,
+        port=probe.port,
+        protocol="tls" if probe.kind == "hello" else probe.kind,
+        verdict="blocked",
+        reason=probe.reason or "x",
+        rule="",
     )
     assert one(probe, reached=False, record=[line]).ok
     assert not one(probe, reached=True, record=[line]).ok
@@ -63,6 +71,22 @@ def test_what_must_be_blocked_must_fail_inside_and_stand_in_the_record(name):
     assert not one(probe, reached=False, record=[msgspec.structs.replace(line, verdict="allowed")]).ok
     if probe.kind in ("tcp", "udp"):
         assert not one(probe, reached=False, record=[msgspec.structs.replace(line, port=probe.port + 1)]).ok
+    if probe.kind == "hello":
+        assert not one(probe, reached=False, record=[msgspec.structs.replace(line, reason="no_hello")]).ok
+
+
+@pytest.mark.parametrize("shape", HELLOS)
+def test_each_hello_is_what_it_says_and_is_read_as_such(shape):
+    found = HelloReader().feed(SHAPES[shape]())
+    reason = HELLOS[shape][1]
+    if reason == "not_allowed":
+        assert isinstance(found, Hello)
+        assert (found.name, found.records) == (REFUSED, 2)
+    elif reason == "missing_sni":
+        assert isinstance(found, Hello)
+        assert found.name is None
+    else:
+        assert found == Invalid(reason)
 
 
 def test_a_borrowed_name_may_only_lead_to_its_owner():
