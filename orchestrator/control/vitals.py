@@ -48,9 +48,10 @@ def vitals(jobs: Iterable[JobRecord], sightings: dict[str, Sighting], now: float
 
 
 def _oldest(jobs: Iterable[JobRecord], now: float) -> Metric:
-    waits = [now - record.job.created_at for record in jobs if record.job.wants_runner]
+    waits = [now - record.job.created_at for record in jobs if record.job.wants_runner and record.wait != "quota"]
     family = GaugeMetricFamily(
-        "ironcd_oldest_waiting_job_seconds", "How long the job that waits longest has been queued; 0 where none waits"
+        "ironcd_oldest_waiting_job_seconds",
+        "How long the job that waits longest has been queued, but for a quota; 0 where none waits",
     )
     family.add_metric([], max([0.0, *waits]))
     return family

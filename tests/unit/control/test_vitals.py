@@ -86,6 +86,11 @@ async def test_the_job_that_waits_longest(stage: Stage) -> None:
     await stage.deliver(stage.job(2))
     await stage.look()
     assert (await samples(stage))["ironcd_oldest_waiting_job_seconds{}"] == 700
+    changes, lease = stage.store.changes(), await stage.store.acquire()
+    assert lease is not None
+    changes.put_job(msgspec.structs.replace(await stage.job_record(1), wait="quota"))
+    await stage.store.commit(lease, changes)
+    assert (await samples(stage))["ironcd_oldest_waiting_job_seconds{}"] == 0, "job 2 has just come"
 
 
 async def test_a_machine_that_nobody_knows_is_counted_once(stage: Stage) -> None:
