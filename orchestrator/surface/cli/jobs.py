@@ -55,10 +55,9 @@ def show(
 
     Example: [bold]ironcd jobs show 48213[/bold]
     """
-    from orchestrator.surface.api_client import ApiClient
     from orchestrator.surface.cli.terminal import print_json, print_table
 
-    job = ApiClient.of(GLOBAL.settings()).get(f"jobs/{job_id}")
+    job = _known(job_id)
     if as_json:
         print_json(job)
         return
@@ -67,6 +66,23 @@ def show(
     print_table(("stage", "", "time", "#took", "why"), _stages(job.get("stages", [])))
     typer.echo("")
     print_table(("time", "#after", "what", "detail"), _story(job.get("story", [])))
+
+
+def _known(job_id: int) -> dict[str, Any]:
+    from orchestrator.core.errors import UserError
+    from orchestrator.surface.api_client import ApiClient
+
+    try:
+        job: dict[str, Any] = ApiClient.of(GLOBAL.settings()).get(f"jobs/{job_id}")
+    except UserError as error:
+        if error.code != "not-found":
+            raise
+        raise UserError(
+            f"nothing is known of job {job_id}: no delivery told of it, or it was over long ago",
+            code="job-unknown",
+            remedy="See whether the App is installed for its repository, and what became of its deliveries (App, Advanced).",
+        ) from error
+    return job
 
 
 Row = Callable[[dict[str, Any]], tuple[object, ...]]

@@ -102,8 +102,12 @@ def test_a_jobs_stages_and_what_it_waits_for(plane: Plane, run: Run) -> None:
     assert any("delivery received" in line for line in lines)
 
 
-def test_a_job_that_nobody_knows(plane: Plane, run: Run) -> None:
+def test_a_job_that_nobody_knows(plane: Plane, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys.stderr, "write", said.append)
     run("jobs", "show", "9", status=2)
+    assert "no delivery told of it" in "".join(said)
+    assert "job-unknown" in "".join(said)
 
 
 def test_runners_that_are_gone_only_where_they_are_asked_for(plane: Plane, run: Run) -> None:
