@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from orchestrator.control.github import Installation
+from orchestrator.control.github import GitHubRunner, Installation, Unavailable
+from orchestrator.control.github_fake import When
+from orchestrator.control.orphans import owner_label
 from orchestrator.core.inbox import InstallationNews
+from orchestrator.core.wire import GuestClaim
 
-from .stage import INSTALLATION, ORG, Host, Stage, runner_name
+from .stage import INSTALLATION, ORG, REPO, Stage, runner_name
 
 
 async def turns(stage: Stage, number: int, seconds: float = 10.0) -> None:
@@ -46,20 +49,30 @@ async def test_suspended_nothing_is_begun_and_the_jobs_say_why(stage: Stage) -> 
     assert await stage.leftovers() == {}
 
 
-async def test_suspended_between_placing_and_registering(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """A runner that waits to be registered waits on, and says for what."""
-    stage = Stage(tmp_path, hosts=[Host("h1", vcpus=2)])
+async def test_suspended_before_it_is_registered_a_runner_waits_and_says_for_what(stage: Stage) -> None:
+    away = True
+
+    def trouble(call: str, when: When) -> None:
+        if away and (call, when) == ("generate_jit", "before"):
+            raise Unavailable("503")
+
+    stage.github.trouble = trouble
+    await turns(stage, 1)
     await stage.deliver(stage.job(1))
-    await stage.deliver(stage.job(2))
-    await turns(stage, 2)
+    await turns(stage, 1)
+    (wanted,) = await stage.runners()
+    assert (wanted.life.phase, wanted.life.registration) == ("WANTED", "asked")
+    away = False
     await suspend(stage)
-    await turns(stage, 3)
-    reasons = {(await stage.job_record(number)).job.reason for number in (1, 2)}
-    assert all("suspended" in reason for reason in reasons)
+    calls = stage.github.calls.count("generate_jit")
+    await turns(stage, 10)
+    assert stage.github.calls.count("generate_jit") == calls
+    assert [record.id for record in await stage.runners()] == [wanted.id]
+    assert "suspended" in (await stage.job_record(1)).job.reason
     await unsuspend(stage)
     await stage.run(seconds=2)
-    assert {(await stage.job_record(n)).job.conclusion for n in (1, 2)} == {"success"}
-    await stage.close()
+    record = await stage.job_record(1)
+    assert (record.job.conclusion, record.runners) == ("success", (wanted.id,))
 
 
 async def test_suspended_what_runs_goes_on_and_its_end_needs_no_deregistration(stage: Stage) -> None:
@@ -90,11 +103,8 @@ async def test_suspended_what_runs_goes_on_and_its_end_needs_no_deregistration(s
     assert stage.github.runners == {}, "once the App is back, what was left is swept"
 
 
-def stage_runner(stage: Stage, runner: str):  # type: ignore[no-untyped-def]
+def stage_runner(stage: Stage, runner: str) -> GitHubRunner:
     """A registration of ours that is offline."""
-    from orchestrator.control.github import GitHubRunner
-    from orchestrator.control.orphans import owner_label
-
     label = owner_label(stage.settings.app_id)
     return GitHubRunner(99, runner_name(runner), online=False, busy=False, labels=(label,))
 
@@ -112,6 +122,16 @@ async def test_suspended_an_idle_runner_ends_without_its_fence_unless_its_guest_
     gone = await stage.store.runner(ready.id)
     assert gone is not None
     assert (gone.life.phase, gone.life.reason, gone.life.registration) == ("GONE", "idle", "unreachable")
+
+
+async def test_suspended_a_guest_that_has_a_job_keeps_its_machine(stage: Stage) -> None:
+    await stage.deliver(stage.job(1))
+    await turns(stage, 4, seconds=1)
+    (ready,) = await stage.runners()
+    stage.hosts["h1"].claims(ready.id, GuestClaim(repository=REPO, run_id=1001, run_attempt=1), stage.now)
+    await suspend(stage)
+    await turns(stage, 20, seconds=60)
+    assert stage.hosts["h1"].ended == set()
 
 
 async def test_removed_its_jobs_wait_a_day_and_are_put_away(stage: Stage) -> None:
@@ -132,8 +152,6 @@ async def test_removed_its_jobs_wait_a_day_and_are_put_away(stage: Stage) -> Non
 
 
 async def test_an_outage_says_nothing_about_an_installation(stage: Stage) -> None:
-    from orchestrator.control.github import Unavailable
-
     await stage.deliver(stage.job(1))
     await turns(stage, 4, seconds=1)
 
