@@ -109,6 +109,19 @@ def test_numbers_that_never_came_are_passed_over(ledger: Ledger) -> None:
     assert seqs(tail) == [9]
 
 
+def test_a_clock_that_was_far_ahead_for_a_while_hides_nothing(ledger: Ledger, clock: Clock) -> None:
+    tail = Tail(ledger, {})
+    clock.now += 5 * DAY_S
+    file(ledger, 1, 2)
+    assert seqs(tail) == [1, 2]
+    clock.now -= 5 * DAY_S
+    file(ledger, 3, 4)
+    clock.now += 5 * DAY_S
+    file(ledger, 5)
+    assert len(ledger.days("h1")) == 2
+    assert seqs(tail) == [3, 4, 5]
+
+
 def test_reading_on_costs_what_is_new(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     file(ledger, *range(1, 2001))
     tail = Tail(ledger, now_at(ledger))
