@@ -33,6 +33,8 @@ from orchestrator.surface.cli.options import GLOBAL
 app = typer.Typer(
     name="ironcd",
     help="Ephemeral KVM virtual machines for GitHub Actions jobs, each behind an egress wall of its own.",
+    epilog="Exit status: 0 it worked; 1 the machine or a service stands in the way, or a check failed; 2 what was asked for "
+    "can't be done as asked. Errors say what to do about them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
