@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from ulid import ULID
 
 from orchestrator.core.flow import Identity
@@ -125,8 +126,8 @@ class CloneLab:
         self._generation += 1
         self.agent.wished(Desired("h1", self._generation, tuple(self.wishes.values()), (self.machine,)))
 
-    def wish(self) -> str:
-        ulid, now = str(ULID()), time.time()
+    def wish(self, ulid: str = "") -> str:
+        ulid, now = ulid or str(ULID()), time.time()
         jit = base64.b64encode(json.dumps({".runner": base64.b64encode(os.urandom(900)).decode()}).encode()).decode()
         self.wishes[ulid] = DesiredRunner(
             ulid,
@@ -142,6 +143,16 @@ class CloneLab:
         self.jits.append(jit)
         self.tell()
         return ulid
+
+    def end(self, ulid: str) -> None:
+        self.wishes[ulid] = msgspec.structs.replace(self.wishes[ulid], wish="gone", jit="")
+        self.tell()
+        self.until(lambda: (proof := self.seen(ulid).proof) is not None and proof.whole, 30)
+
+    def keep_waiting(self, warm: int) -> None:
+        """Have so many machines wait."""
+        self.machine = msgspec.structs.replace(self.machine, warm=warm)
+        self.tell()
 
     def seen(self, ulid: str) -> ObservedRunner:
         found = [runner for runner in self.agent.observe().runners if runner.id == ulid]
@@ -168,10 +179,13 @@ class CloneLab:
         return [line.partition(word + " ")[2].strip() for line in lines if line.startswith(word + " ")]
 
     def close(self) -> None:
+        self.machine = msgspec.structs.replace(self.machine, warm=0)
         for ulid in list(self.wishes):
             self.wishes[ulid] = DesiredRunner(ulid, "gone", self.machine, Identity(ulid), POLICY, 1)
         self.tell()
         deadline = time.monotonic() + 30
+        while self.agent.pool.ids() and time.monotonic() < deadline:
+            time.sleep(0.05)
         while (
             any(not (s.proof and s.proof.whole) for s in self.agent.observe().runners) and time.monotonic() < deadline
         ):

@@ -49,6 +49,19 @@ class Clones:
     folder: Path
     before: files.Content
     both: list[Clone]
+    waiting: Waiting
+    waited: Clone
+    """A machine that waited and was given a job, after the others had ended."""
+
+
+@dataclass
+class Waiting:
+    """What there was of it before its job: where its link was, who knew of it, and what its seed held."""
+
+    is_in_namespace: bool
+    has_rules: bool
+    seed: bytes
+    state: str | None
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +75,33 @@ def clones(image: None) -> Iterator[Clones]:
         (template,) = [seen for seen in lab.agent.observe().templates if seen.classes]
         folder = lab.paths.templates / template.key
         before = files.digest_of(folder / files.RAM)
-        both = [_lived(lab) for _ in range(2)]
-        yield Clones(lab, folder, before, both)
+        both = [_lived(lab, lab.wish(), "clone") for _ in range(2)]
+        for clone in both:
+            lab.end(clone.ulid)
+        waiting, waited = _waited(lab)
+        yield Clones(lab, folder, before, both, waiting, waited)
     finally:
         lab.close()
         patch.undo()
 
 
-def _lived(lab: CloneLab) -> Clone:
-    """Start one and hear it out; it goes on running."""
-    ulid = lab.wish()
+def _waited(lab: CloneLab) -> tuple[Waiting, Clone]:
+    """Have a machine wait, look at it, and give it a job by its own name."""
+    lab.keep_waiting(1)
+    lab.until(lambda: lab.agent.observe().warm, CLONE_S)
+    (seen,) = lab.agent.observe().warm
+    names = names_of(seen.id)
+    waiting = Waiting(
+        is_in_namespace=names.tap in lab.parts.wires.in_namespace(),
+        has_rules=names.tap in lab.parts.wall.present().taps,
+        seed=(lab.paths.seeds / names.seed).read_bytes(),
+        state=lab.parts.hypervisor.state(names.domain),
+    )
+    return waiting, _lived(lab, lab.wish(seen.id), "warm")
+
+
+def _lived(lab: CloneLab, ulid: str, start: str) -> Clone:
+    """Hear out the machine that was wished for; it goes on running."""
     lab.until(lambda: lab.said(ulid, "FACTS"), CLONE_S)
     delays, monotonic = [], []
     seen = 0
@@ -84,7 +114,7 @@ def _lived(lab: CloneLab) -> Clone:
             seen += 1
         time.sleep(0.001)
     lab.until(lambda: lab.said(ulid, "LATER"), CLONE_S)
-    assert lab.seen(ulid).start == "clone", lab.seen(ulid)
+    assert lab.seen(ulid).start == start, lab.seen(ulid)
     facts, later = (json.loads(lab.said(ulid, word)[0]) for word in ("FACTS", "LATER"))
     return Clone(ulid, facts, later, delays, monotonic)
 
@@ -111,6 +141,26 @@ def test_each_has_its_own_link_with_its_own_address(clones):
         assert clone.facts["resolv"] == f"nameserver {gateway}"
         addresses.append(address)
     assert addresses == ["10.201.0.1", "10.201.0.3"]
+
+
+def test_a_machine_that_waits_has_no_network_and_no_credential(clones):
+    waiting = clones.waiting
+    assert waiting.state == "running"
+    assert not waiting.is_in_namespace
+    assert not waiting.has_rules
+    assert waiting.seed
+    assert not any(waiting.seed)
+
+
+def test_one_that_waited_is_a_machine_of_its_own_like_any_other(clones):
+    waited = clones.waited
+    for name in ("machine_id", "boot_id", "hostname", "random", "uuid", "instance"):
+        assert waited.facts[name] not in [clone.facts[name] for clone in clones.both], name
+    assert waited.facts["hostname"] == waited.facts["instance"] == names_of(waited.ulid).domain
+    assert waited.later == {"journal": [waited.facts["machine_id"]], "pid1": waited.facts["machine_id"]}
+    assert waited.facts["link"]["operstate"] == "UP"
+    assert -0.1 < min(waited.delays_s) < 0.1, waited.delays_s
+    assert waited.monotonic == sorted(waited.monotonic)
 
 
 def test_its_clock_is_right_and_goes_forward(clones):
