@@ -56,6 +56,8 @@ class City:
         """Job to the runners that acquired it."""
         self.losses: dict[int, str] = {}
         """Job to what ended its machine in the middle of it."""
+        self.out_of_reach: set[str] = set()
+        """Hosts that were silent for so long, while they could have been heard, that they count as lost."""
         self.cancelled: set[int] = set()
         """Jobs that their user cancelled or rejected."""
         self.strangers: list[str] = []
@@ -140,6 +142,8 @@ class City:
     def guest_ended(self, machine: Machine, guest: Guest, why: str) -> None:
         job = guest.job
         if job is not None and job.status == "in_progress":
+            lived_s = self.loop.time() - guest.began
+            why = "lifetime" if why == "destroyed" and lived_s >= LIFETIME_S else why
             self.losses[job.id] = f"{why} on {machine.name}"
             self.journal.note(f"job {job.id} lost its machine: {why}")
 
@@ -181,13 +185,15 @@ class City:
         self.api_away = False
         self.api.begin()
 
-    @property
-    def locks_could_run_out(self) -> bool:
-        """GitHub gives a job up whose runner couldn't reach it for ten minutes."""
-        return False
-
-    def people_give_up(self) -> None:
-        """A job of which IronCD says that it will never be served is cancelled by whoever reads that."""
+    def _listen_for_hosts(self) -> None:
+        """Note hosts that were really out of reach for so long that they count as lost."""
+        for host in self.hosts:
+            if self.api.running and (host.cut_off or not host.up or host.agent is None):
+                host.unheard_s += 2.0
+            elif self.api.running:
+                host.unheard_s = 0.0
+            if host.unheard_s >= self.settings.pace.host_lost_s - 30.0:
+                self.out_of_reach.add(host.name)
 
     async def close(self) -> None:
         self.deadly = 0.0
@@ -213,6 +219,7 @@ class City:
         while True:
             try:
                 self.github.pass_time()
+                self._listen_for_hosts()
             except Exception as error:  # noqa: BLE001 - whatever it is goes on record
                 self.journal.broke("github", error)
             await asyncio.sleep(2.0)

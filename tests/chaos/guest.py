@@ -31,6 +31,7 @@ class Guest:
         self.ulid = ulid
         self.fate = fate
         self.alive = True
+        self.began = self.city.loop.time()
         self.connected = False
         self.job: Job | None = None
         self._jit = jit

@@ -40,7 +40,7 @@ from tests.chaos.mortal import Guarded, Mortal, is_killed
 if TYPE_CHECKING:
     from tests.chaos.city import City
 
-ROOM = Capacity(48, 192 * 1024, 4000)
+ROOM = Capacity(64, 256 * 1024, 4000)
 FOREIGN_DOMAINS = ("debian-of-somebody", "ironcd-router", "ironcd-")
 FOREIGN_TAP = "tap0"
 FOREIGN_FILES = ("somebody.qcow2", "ironcd-notes.txt")
@@ -182,6 +182,7 @@ class Machine:
         self.guests: dict[str, Guest] = {}
         self.up = True
         self.cut_off = False
+        self.unheard_s = 0.0
         """The control plane can't be reached from here."""
         self.disk_full = False
         self.fates: list[str] = []
@@ -295,7 +296,7 @@ class Machine:
                 desired = msgspec.json.decode(raw, type=Desired)
                 if not self._guarded(mortal, lambda desired=desired: self._take(agent, desired)):
                     return
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.5)
 
     def _take(self, agent: Agent, desired: Desired) -> None:
         self.mortal.point("wished")
@@ -305,7 +306,7 @@ class Machine:
     async def _tell(self, mortal: Mortal, agent: Agent) -> None:
         told_at = float("-inf")
         while mortal.alive:
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.0)
             if agent.dirty.is_set() or self.city.now() - told_at >= 10.0:
                 agent.dirty.clear()
                 if await self.city.api.observed(self, msgspec.json.encode(agent.observe())):

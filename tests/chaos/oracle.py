@@ -2,15 +2,18 @@
 
 A job was served by one runner, or its user ended it, or a declared rule did, with the reason on record:
 
-* ``infrastructure``: its machine was lost in the middle of it (crash, reboot, a host out of reach for too long);
+* ``infrastructure``: its machine was lost in the middle of it (crash, reboot, a host out of reach for too long), or had
+  lived for as long as its class may;
 * ``refused``: GitHub wouldn't register a runner for it (401, 403, 404, 422), and says why.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from orchestrator.control.changes import Names
 from orchestrator.control.store import Store
 from orchestrator.simulator.github.state import Job
 from tests.chaos.mortal import Mortal
@@ -18,15 +21,12 @@ from tests.chaos.mortal import Mortal
 if TYPE_CHECKING:
     from tests.chaos.city import City
 
-KEPT_KEYS = frozenset(
-    f"t:{name}"
-    for name in (
-        "counters", "jobs:done", "jobs:done:at", "runners:gone", "runners:gone:at", "sightings", "desired", "desired:sums",
-        "policies", "policies:of", "repos:served", "fence", "known", "dead", "hint", "redelivery", "repos:active", "repos:searched", "inbox",
-    )
-)  # fmt: skip
-"""What Redis holds of a system at rest; ``seen:``, ``foreign:`` and ``jobs:said:`` go by themselves."""
-PASSING = ("t:seen:", "t:foreign:", "t:jobs:said:")
+NAMES = Names("t:")
+GONE = {NAMES.jobs, NAMES.runners, NAMES.lease, NAMES.outage, NAMES.jit}
+KEPT_KEYS = {getattr(NAMES, name) for name, it in inspect.getmembers(Names) if isinstance(it, property)} - GONE
+"""What Redis may hold of a system at rest: keys with a name of their own, but those of work that goes on."""
+PASSING = ("t:seen:", "t:foreign:", "t:jobs:said:", "t:reruns:")
+"""Keys that go by themselves."""
 
 
 class Oracle:
@@ -55,7 +55,7 @@ class Oracle:
         return not any(await self._leaked())
 
     async def _leaked(self) -> list[str]:
-        return [f"{kind}: {things}" for kind, things in (await self.leaked()).items() if things]
+        return [kind for kind, things in (await self.leaked()).items() if things and kind != "redis_keys"]
 
     async def leaked(self) -> dict[str, list[str]]:
         """What is left of ours, by kind."""
@@ -66,7 +66,8 @@ class Oracle:
         runners = self.city.github.state.runners.values()
         found["runners"] = [runner.name for runner in runners if runner.name not in self.city.strangers]
         keys = {key.decode() for key in await self.store.client.keys("t:*")}
-        found["redis_keys"] = sorted(key for key in keys - KEPT_KEYS if not key.startswith(PASSING))
+        passing = {key for key in keys if key.startswith(PASSING) and await self.store.client.ttl(key) > 0}
+        found["redis_keys"] = sorted(keys - KEPT_KEYS - passing)
         found["deliveries"] = ["?"] * (await self.store.lengths())["inbox"]
         return found
 
@@ -112,13 +113,13 @@ class Oracle:
 
     async def _was_declared(self, job: Job) -> bool:
         """Its machine ended in the middle of it, and not by our doing or by a rule that says so."""
-        cause = self.city.losses.get(job.id, "").partition(" on ")[0]
-        if cause in ("crashed", "vanished", "reboot"):
+        cause, _, host = self.city.losses.get(job.id, "").partition(" on ")
+        if cause in ("crashed", "vanished", "reboot", "lifetime"):
             return True
         record = await self.store.job(job.id)
         runner = await self.store.runner(record.job.runner) if record is not None and record.job.runner else None
         reason = runner.life.reason if runner is not None else ""
-        return reason in ("host_lost", "lifetime") or (cause == "" and self.city.locks_could_run_out)
+        return (reason == "host_lost" and host in self.city.out_of_reach) or reason == "lifetime"
 
     async def _was_refused(self, job: Job) -> bool:
         record = await self.store.job(job.id)

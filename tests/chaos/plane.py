@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from orchestrator.control.github_kit import KitGitHub
 from orchestrator.control.hosts_api import HostsApi
+from orchestrator.control.listening import listen
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.store import Store
 from orchestrator.core.errors import StoreError
@@ -48,6 +49,8 @@ class Api(httpx.AsyncBaseTransport):
         self._hosts = HostsApi(
             store, city.seal, lambda request: request.headers["host"], hint=city.hinted.set, clock=city.now
         )
+        self._listening = asyncio.ensure_future(listen(store, clock=city.now))
+        self._listening.add_done_callback(self._heard_out)
         self._hosts._wakes = _Asleep()  # type: ignore[assignment]  # hosts here ask again and again
         self.running = True
 
@@ -55,9 +58,15 @@ class Api(httpx.AsyncBaseTransport):
         self.mortal.die()
         self._buried()
 
+    def _heard_out(self, task: asyncio.Task[None]) -> None:
+        """It was in the middle of noting that it listens when it died."""
+        if not task.cancelled() and is_killed(task.exception() or Exception()):
+            self._buried()
+
     def _buried(self) -> None:
         if self.running:
             self.running = False
+            self._listening.cancel()
             self.city.died("api", self.begin)
 
     def begin(self) -> None:

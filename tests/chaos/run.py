@@ -14,7 +14,7 @@ from tests.chaos.city import City
 from tests.chaos.clockwork import Loop, install
 from tests.chaos.oracle import Oracle
 
-HOSTS = 4
+HOSTS = 3
 LOOK_S = 30.0
 LIMIT_S = 6 * 3600.0
 """Of virtual time, after the last trouble."""
@@ -40,7 +40,7 @@ class Report(msgspec.Struct):
     ok: bool
 
 
-def run(jobs: int, seed: int, *, journal: Path | None = None) -> Report:
+def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = "") -> Report:
     loop = Loop()
     install(loop)
     asyncio.set_event_loop(loop)
@@ -48,14 +48,14 @@ def run(jobs: int, seed: int, *, journal: Path | None = None) -> Report:
     with tempfile.TemporaryDirectory(prefix="ironcd-chaos-", dir=shm if shm.is_dir() else None) as folder:
         try:
             lines: list[str] | None = None if journal is None else []
-            return loop.run_until_complete(_run(loop, Path(folder), jobs, seed, lines))
+            return loop.run_until_complete(_run(loop, Path(folder), jobs, seed, lines, sabotage))
         finally:
             loop.close()
             if journal is not None:
                 journal.write_text("\n".join(lines or ()) + "\n")
 
 
-async def _run(loop: Loop, folder: Path, jobs: int, seed: int, lines: list[str] | None) -> Report:
+async def _run(loop: Loop, folder: Path, jobs: int, seed: int, lines: list[str] | None, sabotage: str) -> Report:
     city = City(loop, folder, seed, hosts=HOSTS, lines=lines)
     oracle = Oracle(city)
     clockwork = asyncio.ensure_future(city.clockwork())
@@ -75,11 +75,27 @@ async def _run(loop: Loop, folder: Path, jobs: int, seed: int, lines: list[str] 
         while loop.time() < ends and not await oracle.at_rest():
             await asyncio.sleep(LOOK_S)
             await oracle.look()
-            city.people_give_up()
+        _sabotage(city, sabotage)
         return await _report(city, oracle, jobs, seed)
     finally:
         clockwork.cancel()
         await city.close()
+
+
+def _sabotage(city: City, what: str) -> None:
+    """Do what the oracle must find."""
+    match what:
+        case "lose-a-job":
+            job = next(job for job in city.github.state.jobs.values() if city.taken.get(job.id))
+            del city.taken[job.id]
+            job.conclusion = "failure"
+        case "leave-a-disk":
+            (city.hosts[0].paths.disks / f"ironcd-{city.make_id().lower()}.qcow2").touch()
+        case "touch-a-stranger":
+            runner = next(it for it in city.github.state.runners.values() if it.name == "their-runner")
+            del city.github.state.runners[runner.id]
+        case _:
+            pass
 
 
 async def _report(city: City, oracle: Oracle, jobs: int, seed: int) -> Report:
