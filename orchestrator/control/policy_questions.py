@@ -56,6 +56,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     branch: str = ""
     blob: str = ""
     url: str = ""
+    text: str = ""
+    """The file's own."""
     organisation: bool = False
     """There is a policy of the organisation above it."""
     unavailable: bool = False
@@ -109,6 +111,7 @@ class PolicyAnswers:
         answer = Answer(repo, now, organisation=bool(self._settings.organisation_policy_file))
         if file is not None:
             answer = msgspec.structs.replace(answer, branch=file.branch, blob=file.blob, url=file.url)
+            answer = msgspec.structs.replace(answer, text=file.text.decode("utf-8", "replace"))
         if isinstance(made, RefusedPolicy):
             return msgspec.structs.replace(answer, reason=made.reason, remedy=made.remedy)
         return msgspec.structs.replace(answer, policy=made)

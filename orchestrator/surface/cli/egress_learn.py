@@ -48,7 +48,10 @@ def suggest(
     until: Until = None,
     file: Annotated[
         Path | None,
-        typer.Option(help=f"The repository's policy as it is. Default: {PRESENT}, where it is here; else none."),
+        typer.Option(
+            help=f"The repository's policy as it is. Default: {PRESENT}, where it is here; else the default branch's at "
+            "GitHub, and with --from none."
+        ),
     ] = None,
     diff: Annotated[
         bool, typer.Option("--diff", help="Print a diff against that file in place of a whole one.")
@@ -71,6 +74,7 @@ def suggest(
     """
     from orchestrator.core.seen import images_seen, seen_by_jobs
     from orchestrator.core.suggest import suggest as propose
+    from orchestrator.surface.api_client import ApiClient
     from orchestrator.surface.cli.terminal import clean, print_json
     from orchestrator.surface.egress import policies
     from policies import load_presets
@@ -79,8 +83,11 @@ def suggest(
     seen = seen_by_jobs(_events(repo, since, until, source))
     images = policies.image_presets(GLOBAL.settings()) or images_seen(seen)
     path = file if file is not None else PRESENT if PRESENT.is_file() else None
-    text = policies.read_text(path).decode("utf-8") if path is not None else ""
-    present = _alone(path, presets, images)
+    if path is not None:
+        text = policies.read_text(path).decode("utf-8")
+    else:
+        text = "" if source is not None else policies.text_now(ApiClient.of(GLOBAL.settings()), repo)
+    present = _alone(text, str(path or PRESENT), presets, images)
     made = propose(
         seen,
         presets,
@@ -97,7 +104,7 @@ def suggest(
         return
     shown = _diff(text, whole, path) if diff else whole
     typer.echo("\n".join(clean(line) for line in shown.splitlines()))
-    if path is not None or diff:
+    if text or diff:
         from orchestrator.core.suggest import left_out_lines
 
         for line in left_out_lines(made):
@@ -157,14 +164,15 @@ def _events(repo: str, since: str, until: str | None, source: Path | None) -> It
     return from_control(ApiClient.of(GLOBAL.settings()), wanted)
 
 
-def _alone(path: Path | None, presets: Presets, images: ImagePresets | None) -> Policy:
+def _alone(text: str, name: str, presets: Presets, images: ImagePresets | None) -> Policy:
     """The repository's file by itself; the built-in rules where there is none."""
     from orchestrator.core.effective import baseline_policy, effective_policy
-    from orchestrator.surface.egress.policies import read_file
+    from orchestrator.core.policy_file import read_policy
 
-    if path is None:
+    if not text:
         return baseline_policy(presets.builtin)
-    own = msgspec.structs.replace(read_file(path, "repo", presets, images), tests=())
+    file = read_policy(text, source=name, presets=presets, image_presets=images)
+    own = msgspec.structs.replace(file, tests=())
     org = None
     if own.allow is None:
         from orchestrator.surface.egress.policies import above
@@ -188,7 +196,7 @@ def _whole(text: str, made: Suggestion) -> str:
 
 def _diff(before: str, after: str, path: Path | None) -> str:
     name = (path or PRESENT).as_posix().lstrip("/")
-    old = f"a/{name}" if path is not None else "/dev/null"
+    old = f"a/{name}" if before or path is not None else "/dev/null"
     lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), old, f"b/{name}")
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 

@@ -63,6 +63,11 @@ def given_now(client: ApiClient, repo: str) -> Given:
     return _given(client, {"repo": repo}, f"a job of {repo} would be refused")
 
 
+def text_now(client: ApiClient, repo: str) -> str:
+    """The policy file of ``repo``'s default branch as it is now; empty where it has none."""
+    return str(client.get("policy", {"repo": repo}).get("text", ""))
+
+
 def given_then(client: ApiClient, job: int) -> Given:
     """What job ``job`` got.  Raises UserError where it got nothing."""
     return _given(client, {"job": job}, f"job {job} got no policy")

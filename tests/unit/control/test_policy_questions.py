@@ -49,7 +49,7 @@ async def test_what_the_default_branch_says_now(stage: Stage) -> None:
     told = await asked(stage)
     blob = hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
     assert (told["repo"], told["branch"], told["blob"]) == (REPO, "main", blob)
-    assert hosts(told) == {"allowed.example"}
+    assert (hosts(told), told["text"]) == ({"allowed.example"}, text.decode())
     stage.github.files[FILE] = b"mode: enforce\nallow: [{host: new.example}]\n"
     told = await asked(stage)
     assert (hosts(told), told["blob"] == blob) == ({"new.example"}, False)

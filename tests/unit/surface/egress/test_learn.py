@@ -184,6 +184,29 @@ def test_the_control_plane_being_away_is_status_1(no_org: Run, here: Path, monke
     assert no_org("suggest", "--repo", "acme/app") == 1
 
 
+def test_without_a_checkout_the_default_branchs_file_is_what_is_added_to(
+    no_org: Run, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.unlink()
+    file = {"repo": "acme/app", "at": 1.0, "text": PRESENT}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/policy"):
+            return httpx.Response(200, json=file)
+        mine = [msgspec.to_builtins(one) for one in EVENTS if one.who.repo == "acme/app"]
+        return httpx.Response(200, json={"events": mine, "cursor": ""})
+
+    served(monkeypatch, answer)
+    assert no_org("suggest", "--repo", "acme/app", "--diff") == 0
+    diff = capsys.readouterr().out.splitlines()
+    assert diff[:2] == ["--- a/.ironcd/policy.yml", "+++ b/.ironcd/policy.yml"]
+    assert not [line for line in diff[2:] if "api.example.com" in line and line.startswith(("+", "-"))]
+    assert any("new.example.org" in line for line in diff if line.startswith("+"))
+    file["text"] = ""
+    assert no_org("suggest", "--repo", "acme/app", "--diff") == 0
+    assert capsys.readouterr().out.startswith("--- /dev/null")
+
+
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A control plane that knows what ``acme/app`` would get now, what job 7 got, and what is refused."""
