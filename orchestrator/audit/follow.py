@@ -18,6 +18,7 @@ import msgspec
 from orchestrator.audit import tail
 from orchestrator.audit.ledger import Ledger, event_of
 from orchestrator.audit.search import Query, find
+from orchestrator.audit.streams import host_of
 from orchestrator.core.flow import Event
 
 BEAT_S = 15.0
@@ -33,11 +34,13 @@ async def events(ledger: Ledger, query: Query, *, limit: int, after: tail.Place 
     """Messages until the reader goes.  ``limit`` is for what there is already; with ``after`` there is none."""
     reader = tail.Tail(ledger, tail.now_at(ledger) if after is None else after)
     early: set[_Key] = set()
-    """Events that were found and may be read again, for they came while they were looked for."""
+    """Events that were found and may be read again: where a host began a new ledger, numbers say nothing of when."""
     if after is None:
         page = await asyncio.to_thread(find, ledger, query, limit=limit)
-        early = {_key(event) for event in page.events}
-        yield _message(page.events, reader.place)
+        streams = ledger.streams()
+        history = [event for event in page.events if _is_behind(event, reader.place, streams)]
+        early = {_key(event) for event in history}
+        yield _message(history, reader.place)
     early_until = tail.now_at(ledger)
     decoder = msgspec.json.Decoder(Event)
     while True:
@@ -58,6 +61,15 @@ async def events(ledger: Ledger, query: Query, *, limit: int, after: tail.Place 
             await ledger.wait(seen, BEAT_S)
         elif len(came) < AT_ONCE:
             await asyncio.sleep(PAUSE_S)
+
+
+def _is_behind(event: Event, place: tail.Place, streams: Sequence[str]) -> bool:
+    """Whether ``event`` came before ``place``, as far as its number says, or is of no ledger's host.
+
+    One that came later isn't given with a place before it: whoever goes on from there would have it twice.
+    """
+    mine = [stream for stream in streams if host_of(stream) == event.gateway]
+    return not mine or any(event.seq <= place.get(stream, 0) for stream in mine)
 
 
 def _key(event: Event) -> _Key:

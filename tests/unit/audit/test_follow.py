@@ -114,6 +114,28 @@ async def test_what_comes_while_history_is_looked_for_comes_once(
     await reader.close()
 
 
+async def test_a_connection_that_breaks_after_history_repeats_nothing_that_came_while_it_was_looked_for(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.receive(batch(event(1)))
+    found = follow.find
+    loop = asyncio.get_running_loop()
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        asyncio.run_coroutine_threadsafe(ledger.receive(batch(event(2))), loop).result(5)
+        return found(*args, **options)
+
+    monkeypatch.setattr(follow, "find", meanwhile)
+    reader = Reader(ledger)
+    got = await reader.message()
+    await reader.close()
+    await ledger.receive(batch(event(3)))
+    reader = Reader(ledger, after=reader.place)
+    got += await reader.until(3)
+    await reader.close()
+    assert got == [1, 2, 3]
+
+
 async def test_news_that_comes_just_before_the_wait_isnt_missed(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,4 +151,11 @@ async def test_news_that_comes_just_before_the_wait_isnt_missed(
 
     monkeypatch.setattr(ledger, "wait", late)
     assert await reader.until(1) == [1]
+    await reader.close()
+
+
+async def test_history_of_a_gateway_that_has_another_name_than_its_host_is_shown(ledger: Ledger) -> None:
+    await ledger.receive(batch(event(1, gateway="elsewhere"), event(2, gateway="elsewhere")))
+    reader = Reader(ledger)
+    assert await reader.message() == [1, 2]
     await reader.close()
