@@ -39,6 +39,7 @@ SYSTEM_PACKAGES = (
     "busybox-static",  # the whole of the initrd
     "systemd",
     "systemd-sysv",
+    "dbus",  # what a job's user asks systemd by
     "libnss-myhostname",  # sudo looks the machine's own name up
     "udev",
     "cloud-init",
@@ -145,8 +146,9 @@ class Reordered(msgspec.Struct, frozen=True):
 REORDERED_UNITS = (
     # Runs already when a template is taken; it has nothing to configure before cloud-init has written it down.
     Reordered("systemd-networkd.service", ("network-pre.target",)),
-    # Remembers the machine's id, so it starts behind the gate; no job waits for it, so it starts behind the runner.
+    # Remember the machine's id, so they start behind the gate; no job waits for them, so they start behind the runner.
     Reordered("systemd-journald.service", ("sysinit.target",), "ironcd-guest.service"),
+    Reordered("dbus.socket", (), "ironcd-guest.service"),
     Reordered("systemd-tmpfiles-setup.service", ("systemd-journald.service",)),
 )
 

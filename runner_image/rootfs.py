@@ -164,6 +164,9 @@ def _clean(root: Path) -> None:
         path.unlink()
     (root / "etc/apt/sources.list").unlink(missing_ok=True)
     _write(root / "etc/machine-id", "")  # empty: systemd makes one at boot
+    (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
+    (root / "var/lib/dbus").mkdir(exist_ok=True)
+    (root / "var/lib/dbus/machine-id").symlink_to("/etc/machine-id")
     _write(root / "etc/hostname", "ironcd\n")
     _write(root / "etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
     _write(root / "etc/resolv.conf", "")  # the guest's own process writes what cloud-init was told (`guest.network`)
