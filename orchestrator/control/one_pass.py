@@ -137,7 +137,7 @@ class Pass:
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
         await self._all(self.losses.say(record) for record in self.losses.unsaid())
-        await self._all(self.reruns.ask(record) for record in self.reruns.due())
+        await self._all([self.reruns.ask_all()])
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
         await self._all(self.rebind.look_again(runner_id) for runner_id in self.rebind.bound())
         if self._sweep and self._known and not self.world.outage_since:

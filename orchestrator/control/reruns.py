@@ -47,6 +47,11 @@ class Reruns:
             if record.rerun is not None and not record.rerun.settled and now >= record.rerun.next_at
         ]
 
+    async def ask_all(self) -> None:
+        """One after the other: what becomes of one job decides about the others of its run."""
+        for record in self.due():
+            await self.ask(record)
+
     async def ask(self, record: JobRecord) -> None:
         """Ask GitHub once."""
         job_id = record.job.id

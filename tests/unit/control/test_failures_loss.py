@@ -418,3 +418,21 @@ async def test_row_15_a_control_plane_that_was_away_for_an_hour_takes_nobody_for
     await stage.look()
     assert "host_lost" in await loss(stage, 1), "silent for three minutes, and somebody listened"
     assert runner in {record.id for record in await stage.runners()}
+
+
+async def test_row_15_of_several_jobs_that_one_attempt_lost_the_first_is_run_again(again: Stage) -> None:
+    """GitHub makes a later attempt of the whole run for it; the others say so."""
+    stage = again
+    first, second = await running(stage, 1, 2)
+    stage.github.jobs[2] = msgspec.structs.replace(stage.github.jobs[2], run_id=stage.github.jobs[1].run_id)
+    await stage.deliver(stage.github.jobs[2])
+    for runner in (first, second):
+        crashes(stage, runner)
+    await turns(stage)
+    await stage.deliver(github_gives_up(stage, 1))
+    await stage.deliver(stage.github.end(2, "failure"))
+    await turns(stage, 4, seconds=31)
+    assert [job.attempt for job in stage.github.jobs.values()] == [1, 1, 2]
+    reruns = [(await stage.job_record(number)).rerun for number in (1, 2)]
+    assert {rerun.state for rerun in reruns if rerun is not None} == {"done"}
+    assert sorted(rerun.why for rerun in reruns if rerun is not None) == ["", "its run was run again already"]
