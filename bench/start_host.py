@@ -66,13 +66,13 @@ class Host:
 
     def clone(self) -> Vm:
         """A clone whose vCPUs run; it stands in front of its gate."""
-        parts, vm, at = self.parts, self._new(), [time.perf_counter()]
+        parts, vm, at = self.parts, self.new(), [time.perf_counter()]
 
         def passed(step: str) -> None:
             vm.took[step] = time.perf_counter() - at[0]
             at[0] = time.perf_counter()
 
-        plan, lease = self._plan(vm), parts.templates.lease(self.machine, self.image)
+        plan, lease = self.plan(vm), parts.templates.lease(self.machine, self.image)
         make_clone_files(plan, lease)
         passed("disk")
         parts.wires.make(names_of(vm.ulid).tap)
@@ -85,11 +85,11 @@ class Host:
 
     def boot(self) -> Vm:
         """A machine that boots from the image, up to its gate."""
-        parts, vm = self.parts, self._new()
-        make_boot_files(self._plan(vm))
+        parts, vm = self.parts, self.new()
+        make_boot_files(self.plan(vm))
         parts.wires.make(names_of(vm.ulid).tap)
-        boot_paused(parts, self._plan(vm))
-        connect(parts, vm.ulid, self._plan(vm).files.channel)
+        boot_paused(parts, self.plan(vm))
+        connect(parts, vm.ulid, self.plan(vm).files.channel)
         parts.hypervisor.resume(vm.domain)
         self.wait(vm, guest.Hello)
         return vm
@@ -118,6 +118,10 @@ class Host:
         """Its process is dead when this returns; the rest is tidied up behind."""
         self.parts.talk.close(vm.ulid)
         self.parts.hypervisor.kill(vm.domain)
+        self.tidy(vm)
+
+    def tidy(self, vm: Vm) -> None:
+        """Remove what is left of it, in the background."""
         self._ends.submit(self._tidy, vm)
 
     def settle(self) -> None:
@@ -126,19 +130,19 @@ class Host:
         self._ends = ThreadPoolExecutor(4, thread_name_prefix="bench-end")
 
     def overlay(self, vm: Vm) -> Path:
-        return self._plan(vm).files.disk
+        return self.plan(vm).files.disk
 
-    def _new(self) -> Vm:
+    def new(self) -> Vm:
         vm = Vm(str(ULID()), self.parts.slots.take(time.time()))
         self.parts.reserved[vm.ulid] = vm.said.put
         return vm
 
-    def _plan(self, vm: Vm) -> Plan:
+    def plan(self, vm: Vm) -> Plan:
         files = vm_paths(self.parts.paths, names_of(vm.ulid))
         return Plan(vm.ulid, self.machine, self.image, files, vm.slot, seed=False)
 
     def _tidy(self, vm: Vm) -> None:
-        parts, files = self.parts, self._plan(vm).files
+        parts, files = self.parts, self.plan(vm).files
         parts.hypervisor.destroy(vm.domain)
         parts.wires.delete(names_of(vm.ulid).tap)
         for path in (files.disk, files.boot, files.channel, files.console):

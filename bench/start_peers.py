@@ -15,7 +15,9 @@ from typing import Any
 from bench.start_host import Host, Vm
 from orchestrator.core.names import names_of
 from orchestrator.host import template_files
+from orchestrator.host.disk import make_overlay
 from orchestrator.host.qemu_process import PIDS
+from orchestrator.host.template_files import Template
 from orchestrator.surface.demo.lab import LIBVIRT
 from orchestrator.system.process import environment, run
 
@@ -35,28 +37,15 @@ def by_hand(arguments: Sequence[str], host: Host, folder: Path) -> float:
 
     What libvirt hands over as descriptors is opened by QEMU itself: its monitor, the guest's channel, the link.
     """
-    vm = host._new()  # noqa: SLF001 - it takes what a clone takes, and is tidied up as one
+    vm = host.new()
     lease = host.parts.templates.lease(host.machine, host.image)
-    tap, plan = names_of(vm.ulid).tap, host._plan(vm)  # noqa: SLF001
+    tap, plan = names_of(vm.ulid).tap, host.plan(vm)
     host.parts.wires.make(tap)
-    run(
-        [
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            "qcow2",
-            "-b",
-            str(lease.template.file(template_files.DISK)),
-            str(plan.files.disk),
-        ]
-    )
+    make_overlay(lease.template.file(template_files.DISK), plan.files.disk, size_gib=host.machine.disk_gib)
     monitor = folder / f"{vm.ulid}.qmp"
     argv = rewritten(
         arguments,
-        ram=str(lease.template.file(template_files.RAM)),
+        lease.template,
         disk=str(plan.files.disk),
         tap=tap,
         monitor=str(monitor),
@@ -88,10 +77,12 @@ def by_hand(arguments: Sequence[str], host: Host, folder: Path) -> float:
         os.close(state)
         process.kill()
         process.wait()
-        host._ends.submit(host._tidy, vm)  # noqa: SLF001
+        host.tidy(vm)
 
 
-def rewritten(arguments: Sequence[str], *, ram: str, disk: str, tap: str, monitor: str, channel: str) -> list[str]:
+def rewritten(
+    arguments: Sequence[str], template: Template, *, disk: str, tap: str, monitor: str, channel: str
+) -> list[str]:
     """A clone's command line for a QEMU that nobody hands anything over: same machine, devices and places."""
     done, rest = [arguments[0]], list(arguments[1:])
     while rest:
@@ -102,11 +93,14 @@ def rewritten(arguments: Sequence[str], *, ram: str, disk: str, tap: str, monito
         if value is None:
             done.append(option)
             continue
-        done += [option, _value(option, value, ram=ram, disk=disk, tap=tap, monitor=monitor, channel=channel)]
+        done += [option, _value(option, value, template, disk=disk, tap=tap, monitor=monitor, channel=channel)]
     return done
 
 
-def _value(option: str, value: str, *, ram: str, disk: str, tap: str, monitor: str, channel: str) -> str:
+def _value(option: str, value: str, template: Template, *, disk: str, tap: str, monitor: str, channel: str) -> str:
+    files = {"-kernel": template_files.KERNEL, "-initrd": template_files.INITRD}
+    if option in files:
+        return str(template.file(files[option]))
     if option == "-chardev" and "id=charmonitor" in value:
         return f"socket,id=charmonitor,path={monitor},server=on,wait=off"
     if option == "-chardev" and "id=charchannel0" in value:
@@ -118,7 +112,7 @@ def _value(option: str, value: str, *, ram: str, disk: str, tap: str, monitor: s
             {"type": "tap", "ifname": tap, "script": "no", "downscript": "no", "vnet_hdr": True, "id": "hostnet0"}
         )
     if option == "-object" and "mem-path=" in value:
-        return re.sub(r"mem-path=[^,]*", f"mem-path={ram}", value)
+        return re.sub(r"mem-path=[^,]*", f"mem-path={template.file(template_files.RAM)}", value)
     if option == "-blockdev" and "/disks/" in value:
         return re.sub(r'("filename":")[^"]*/disks/[^"]*', rf"\g<1>{disk}", value)
     return value
