@@ -21,7 +21,8 @@ def scene_of(
     """Without the machines that wait and the state of memory, which the pool knows itself."""
     wanted = [wish for wish in wishes.values() if wish.wish == "run"]
     coming = [wish.machine for wish in wanted if wish.id not in runners]
-    starting = any(is_starting(runners[wish.id].record) for wish in wanted if wish.id in runners)
+    now = parts.clock()
+    starting = any(is_starting(runners[wish.id].record, now) for wish in wanted if wish.id in runners)
     held = [runner.record.machine for runner in runners.values() if holds_room(runner.record)]
     building = parts.templates.building
     return Scene(
@@ -34,10 +35,17 @@ def scene_of(
     )
 
 
-def is_starting(record: Record) -> bool:
-    """A job's machine is on its way up, and needs what processors there are."""
-    up = record.has("runner_listening") or record.has("job_hint") or record.has("runner_exited")
-    return record.vm in ("absent", "making", "running") and not up and not record.has("end_begun")
+IDLE_S = 15.0
+"""A runner that has listened for so long has no job to start, for now."""
+
+
+def is_starting(record: Record, now: float) -> bool:
+    """A job's machine is on its way to the first step, and needs what processors there are."""
+    over = record.vm not in ("absent", "making", "running") or record.has("end_begun") or record.has("runner_exited")
+    if over or record.has("steps_released"):
+        return False
+    listens = record.marks.get("runner_listening")
+    return record.has("job_hint") or listens is None or now - listens < IDLE_S
 
 
 def holds_room(record: Record) -> bool:

@@ -22,7 +22,7 @@ from orchestrator.host.template_key import Basis
 from orchestrator.host.templates import Cold, Lease
 from orchestrator.system.process import run
 
-from .test_agent import BASELINE, JIT, ONE, Host, make_image
+from .test_agent import BASELINE, JIT, JOBS, ONE, Host, make_image
 
 SMALL = MachineClass("ironcd", vcpus=1, memory_mib=64, disk_gib=1, warm=1)
 PLENTY, SHORT = Memory(tight=False, roomy=True), Memory(tight=True, roomy=False)
@@ -236,8 +236,24 @@ def test_the_next_one_comes_when_the_job_has_started(host):
     host.pass_time(1)
     assert host.waits() == [], "its processors are the job's now"
     host.agent.heard(first, guest.Listening())
+    host.agent.heard(first, guest.JobStarted("acme/app", 7, 1, "build"))
+    host.pass_time(20)
+    assert host.waits() == [], "and they are until its first step"
+    host.wish(first, policy=JOBS, generation=2, bound=True)
+    host.until(lambda: "steps_released" in host.seen(first).marks)
     host.until(lambda: len(host.waits()) == 1)
     assert host.waits() != [first]
+
+
+def test_a_runner_that_gets_no_job_doesnt_keep_others_from_waiting(host):
+    first = host.one_waits()
+    host.wish(first, machine=SMALL)
+    host.until(lambda: host.runs(first))
+    host.agent.heard(first, guest.Listening())
+    host.pass_time(1)
+    assert host.waits() == []
+    host.clock.now += 15
+    host.until(lambda: len(host.waits()) == 1)
 
 
 def test_a_job_has_the_room_of_those_that_wait(host):
