@@ -6,7 +6,15 @@ import msgspec
 import pytest
 
 from orchestrator.core.names import names_of
-from orchestrator.host.domain_xml import DomainSpec, domain_xml, empty_seed_xml, owner_in, qemu_group, seed_source
+from orchestrator.host.domain_xml import (
+    DomainSpec,
+    Memory,
+    domain_xml,
+    empty_seed_xml,
+    owner_in,
+    qemu_group,
+    seed_source,
+)
 
 ULID = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
 NAMES = names_of(ULID)
@@ -126,3 +134,40 @@ def test_the_group_of_qemu_is_read_off_the_capabilities():
       <secmodel><model>dac</model><baselabel type='kvm'>+64055:+108</baselabel></secmodel></host></capabilities>"""
     assert qemu_group(capabilities) == 108
     assert qemu_group("<capabilities><host/></capabilities>") is None
+
+
+def _arguments(**changes: object) -> list[str]:
+    found = _root(**changes).findall("{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*")
+    return [str(argument.get("value")) for argument in found]
+
+
+def test_a_machine_that_boots_has_its_memory_from_libvirt():
+    assert _arguments() == []
+    assert _arguments(memory=Memory("/m", "clone"), domain_type="test") == []
+
+
+def test_a_templates_memory_is_written_to_its_file_and_nothing_is_loaded():
+    backend, *rest = _arguments(memory=Memory("/t/ram", "template"))[1:]
+    assert backend == "memory-backend-file,id=ram,size=2048M,mem-path=/t/ram,share=on"
+    assert rest == ["-machine", "memory-backend=ram"]
+
+
+@pytest.mark.parametrize(("read_only", "end"), [(False, ""), (True, ",readonly=on,rom=off")])
+def test_a_clones_memory_is_its_own_from_the_first_write(read_only, end):
+    backend, *rest = _arguments(memory=Memory("/t/ram", "clone", read_only=read_only))[1:]
+    assert backend == "memory-backend-file,id=ram,size=2048M,mem-path=/t/ram,share=off" + end
+    assert rest == ["-machine", "memory-backend=ram", "-incoming", "defer"]
+
+
+def test_each_file_below_a_clones_disk_stays_roots():
+    backing = _root(below="/t/base.qcow2").find("devices/disk[@device='disk']/backingStore")
+    places = [
+        (store.find("source").get("file"), store.find("source/seclabel").get("relabel"))
+        for store in (backing, backing.find("backingStore"))
+    ]
+    assert places == [("/i/disk.qcow2", "no"), ("/t/base.qcow2", "no")]
+    assert backing.find("backingStore/backingStore").attrib == {}
+
+
+def test_a_seeds_drive_may_be_empty():
+    assert seed_source(domain_xml(msgspec.structs.replace(SPEC, seed=""))) is None
