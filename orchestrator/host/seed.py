@@ -7,6 +7,7 @@ first line.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -64,13 +65,19 @@ def authorities(pems: Iterable[str]) -> list[Authority]:
     for pem in pems:
         certificates = _CERTIFICATE.findall(pem)
         try:
-            subjects = [run(["openssl", "x509", "-noout", "-subject_hash"], stdin=one).strip() for one in certificates]
+            subjects = [_subject_of(one) for one in certificates]
         except CommandFailed as error:
             raise _no_authority(error.output) from error
         if not certificates:
             raise _no_authority("no certificate in it")
         found += [Authority(subject, one + "\n") for subject, one in zip(subjects, certificates, strict=True)]
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _subject_of(certificate: str) -> str:
+    """Kept: every start asks for the same few, and a program's start costs a job some 20 ms."""
+    return run(["openssl", "x509", "-noout", "-subject_hash"], stdin=certificate).strip()
 
 
 def _no_authority(why: str) -> HostError:
