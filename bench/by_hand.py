@@ -38,8 +38,9 @@ def boot_by_hand(folder: Path, *, accelerator: str) -> float:
         stderr=subprocess.PIPE,
         env=environment(),
     )
+    link = socket.socket(socket.AF_UNIX)  # held until the end: what is sent to a port that is then closed may be lost
     try:
-        _open_gate(folder / "channel", began + WITHIN_S)
+        _open_gate(link, folder / "channel", began + WITHIN_S)
         while not console.exists() or MARKER not in console.read_text(errors="replace"):
             if process.poll() is not None or time.monotonic() - began > WITHIN_S:
                 said = console.read_text(errors="replace")[-800:] if console.exists() else ""
@@ -47,21 +48,22 @@ def boot_by_hand(folder: Path, *, accelerator: str) -> float:
             time.sleep(0.02)
         return time.monotonic() - began
     finally:
+        link.close()
         process.kill()
         process.wait()
 
 
-def _open_gate(path: Path, deadline: float) -> None:
+def _open_gate(link: socket.socket, path: Path, deadline: float) -> None:
     """What the host's agent does: the guest waits for it in front of cloud-init."""
-    with socket.socket(socket.AF_UNIX) as link:
-        while link.connect_ex(str(path)) != 0:
-            if time.monotonic() > deadline:
-                raise RuntimeError("the guest by hand has no channel")
-            time.sleep(0.02)
-        link.settimeout(max(1.0, deadline - time.monotonic()))
-        while b'"hello"' not in link.recv(4096):
-            pass
-        link.sendall(encode(opening()))
+    while link.connect_ex(str(path)) != 0:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the guest by hand has no channel")
+        time.sleep(0.02)
+    link.settimeout(max(1.0, deadline - time.monotonic()))
+    while b'"hello"' not in (said := link.recv(4096)):
+        if not said:
+            raise RuntimeError("the guest by hand ended before it came to its gate")
+    link.sendall(encode(opening()))
 
 
 def _argv(image: Path, disk: Path, seed: Path, console: Path, accelerator: str) -> list[str]:
