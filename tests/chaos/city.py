@@ -66,7 +66,7 @@ class City:
             app_id=424_242,
             state_dir=str(folder),
             prefix="t:",
-            classes={"ironcd": MachineClass("ironcd", lifetime_s=LIFETIME_S)},
+            classes={"ironcd": MachineClass("ironcd", lifetime_s=LIFETIME_S, start="cold")},
         )
         furnish(self)
         self.github = self._github()

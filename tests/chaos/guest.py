@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.host import guest as wire
 from orchestrator.simulator.github.state import Job, Runner
-from runner_image.guest.session import AnswerHook, Effect, PowerOff, Send, Session, StartRunner, StopRunner
+from runner_image.guest.session import AnswerHook, Effect, OpenGate, PowerOff, Send, Session, StartRunner, StopRunner
 
 if TYPE_CHECKING:
     from tests.chaos.machine import Machine
@@ -67,6 +67,9 @@ class Guest:
             match effect:
                 case Send() if self.connected and self.fate != "mute":
                     self.machine.says(self.ulid, wire.parse(effect.encode().strip()))
+                case OpenGate():
+                    self._do(self._session.gate_opened(self.city.loop.time()))
+                    self._tasks.append(asyncio.ensure_future(self._boot()))
                 case StartRunner():
                     self._tasks.append(asyncio.ensure_future(self._listen()))
                 case StopRunner():
@@ -80,9 +83,11 @@ class Guest:
                 case _:
                     pass
 
-    async def _live(self) -> None:
+    async def _boot(self) -> None:
         await asyncio.sleep(self._boot_s)
         self._do(self._session.seeded(registered=bool(self._jit)))
+
+    async def _live(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self._do(self._session.tick(self.city.loop.time()))

@@ -23,7 +23,9 @@ from orchestrator.core.settings import HostSettings
 from orchestrator.core.wire import Desired, Image
 from orchestrator.host import agent as agent_module
 from orchestrator.host import guest as wire
+from orchestrator.host import room as room_module
 from orchestrator.host import start as start_module
+from orchestrator.host import vm as vm_module
 from orchestrator.host.accelerator import Choice
 from orchestrator.host.agent import Agent
 from orchestrator.host.domain_xml import DomainSpec
@@ -423,15 +425,15 @@ def furnish(city: City) -> None:
             raise HostError("can't make the disk: no space left", code="disk-failed", remedy="Make room.")
         path.touch()
 
-    def copy_boot(_image: LocalImage, folder: Path) -> None:
+    def copy_boot(_kernel: Path, _initrd: Path, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
 
     def make_seed(path: Path, *_: Any, jit: str, **__: Any) -> None:
         path.write_text(jit)
 
-    agent_module.capacity_of = lambda *_: ROOM  # type: ignore[assignment]
+    agent_module.capacity_of = lambda *_, **__: ROOM  # type: ignore[assignment]
     agent_module.device_problem = lambda: None  # type: ignore[assignment]
     agent_module.list_images = lambda _folder: (IMAGE,)  # type: ignore[assignment]
-    agent_module.find_image = start_module.find_image = lambda *_: image  # type: ignore[assignment]
-    start_module.make_disk, start_module.copy_boot = make_disk, copy_boot  # type: ignore[assignment]
+    start_module.find_image = room_module.find_image = lambda *_: image  # type: ignore[assignment]
+    vm_module.make_disk, vm_module.copy_boot = make_disk, copy_boot  # type: ignore[assignment]
     start_module.make_seed = make_seed  # type: ignore[assignment]
