@@ -263,6 +263,8 @@ class Engine:
         """Offer each queued job, oldest first, to a runner that is online and idle."""
         idle = [item for item in self.state.runners.values() if item.online and item.job is None]
         queued = [item for item in self._open.values() if item.status == "queued" and item.runner is None]
+        if idle and len(queued) > 1 and self._odd("another-runner", queued[0]):
+            queued.insert(0, queued.pop(self._faults.drawn(len(queued))))
         for job in queued:
             if not idle:
                 return

@@ -101,7 +101,7 @@ Effect = Literal["busy-lies", "start-lost", "another-runner", "acquire-404", "gh
 
 class Quirk(When, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """``busy-lies``: a runner with a job shows as idle.  ``start-lost``: a job is assigned and its runner never told.
-    ``another-runner``: a job goes to any runner that fits.  ``acquire-404``: the runner is told of a job that it can't
+    ``another-runner``: runners and jobs that fit are paired at random.  ``acquire-404``: the runner is told of a job that it can't
     take, and its registration is gone.  ``ghost``: a registration outlives its job.  ``jit-lag``: a registration isn't
     known for ``by_s`` seconds.  ``queued-first``: a job that waits for approval is announced as queued before.
     """
