@@ -84,11 +84,9 @@ def _one_at_a_time(host: Host, folder: Path) -> Iterator[Row]:
     )
     booted = host.boot()
     alone = unique_mib(booted)
+    file = save(booted, folder)
+    restores = [restore(booted, file, host) for _ in range(RESTORES)]
     host.end(booted)
-    host.settle()
-    saved, file = save(host, folder)
-    restores = [restore(saved, file, host) for _ in range(RESTORES)]
-    host.end(saved)
     yield row(
         BESIDE_RESTORE,
         middle(times),

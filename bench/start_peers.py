@@ -152,18 +152,22 @@ def _connected(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
         return link
 
 
-def save(host: Host, folder: Path) -> tuple[Vm, Path]:
-    """A booted machine in front of its gate, saved by libvirt to a file."""
-    vm, file = host.boot(), folder / "saved"
+def save(vm: Vm, folder: Path) -> Path:
+    """Have libvirt save a machine that stands in front of its gate; the file with all of it."""
+    file = folder / "saved"
     run(["virsh", "--connect", LIBVIRT, "save", vm.domain, str(file)], timeout_s=300)
-    return vm, file
+    return file
 
 
 def restore(vm: Vm, file: Path, host: Host) -> float:
     """Seconds that libvirt's restore of ``file`` takes until its vCPUs run; the machine is ended again."""
+    hypervisor = host.parts.hypervisor
     began = time.perf_counter()
     run(["virsh", "--connect", LIBVIRT, "restore", str(file)], timeout_s=300)
     took = time.perf_counter() - began
-    host.parts.hypervisor.kill(vm.domain)
-    host.parts.hypervisor.destroy(vm.domain)
+    hypervisor.kill(vm.domain)
+    hypervisor.destroy(vm.domain)
+    deadline = time.monotonic() + READY_WITHIN_S
+    while hypervisor.state(vm.domain) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
     return took
