@@ -49,8 +49,8 @@ HELP = {
     "starts": "Machines started, by how: cloned, booted cold, or one that waited",
     "strays": "Machines found on hosts that nobody had a use for",
 }
-RECORD_INCIDENTS = ("ledger_begun_anew", "ledger_gap", "checkpoint_not_copied")
-"""What the record of egress has to tell a person."""
+RECORD_INCIDENTS = ("ledger_begun_anew", "ledger_gap", "checkpoint_not_copied", "state_unwritable")
+"""What the records have to tell a person."""
 FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
     "deadlines_missed": tuple({"phase": phase} for phase in PHASES[:-1]),
     "starts": tuple({"how": how} for how in get_args(Start) if how),

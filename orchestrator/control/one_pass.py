@@ -53,6 +53,8 @@ from orchestrator.core.job import Job, tell
 from orchestrator.core.policy import Policy
 from orchestrator.system import day_lines
 
+UNWRITABLE = "incidents{kind=state_unwritable}"
+
 log = structlog.get_logger()
 
 
@@ -96,8 +98,8 @@ class Pass:
         self.lease = lease
         self.snapshot = snapshot
         self.world = World(snapshot, means.settings, means.book.baseline, now)
-        self.orders = Orders(self.world, means.github, means.book, means.seal, self._write)
-        self.rebind = Rebind(self.world, means.book)
+        self.orders = Orders(self.world, means.github, means.book, means.seal, self._write, keep=self._keep)
+        self.rebind = Rebind(self.world, means.book, self._keep)
         self.checks = Checks(self.world, means.github, means.book, means.installations, means.groups)
         self.losses = LossSayer(self.world, means.github)
         self.reruns = Reruns(self.world, means.github, means.store, self._write)
@@ -284,8 +286,8 @@ class Pass:
     async def _write(self) -> None:
         """Record all that has changed, in one write."""
         async with self._writing:
-            if self.world.new_policies:
-                await asyncio.to_thread(self.means.policies.put, self.world.new_policies)
+            for policy in self.world.new_policies:
+                self._keep(policy)
             changes = self.means.store.changes()
             self.world.take_changes(changes)
             for runner_id, sealed in self.orders.sealed.items():
@@ -301,6 +303,19 @@ class Pass:
                 changes.note_searched(self.world.now, self.world.now - ACTIVE_S)
             if changes:
                 await self.means.store.commit(self.lease, changes)
+
+    def _keep(self, policy: Policy) -> str:
+        """Have ``policy`` in the archive; why it can't be, where it can't: that stops nothing but what is to run under it.
+
+        Written once for each policy, so not on a thread: whatever goes on meanwhile stays in one order.
+        """
+        try:
+            self.means.policies.put([policy])
+        except OSError as error:
+            log.warning("policy_unkept", digest=policy.digest, error=str(error))
+            self.world.count(UNWRITABLE)
+            return f"the control plane can't keep its policy: {error.strerror or error}"
+        return ""
 
     async def _tell_hosts(self) -> None:
         """Write each host's desired state where it isn't what it was.  Before recovery is done, no host is told any."""
@@ -332,7 +347,8 @@ class Pass:
     async def _put_away(self) -> None:
         """Archive the jobs that are over and whose runner is gone, then let go of them.
 
-        A crash between the two archives a job twice; whoever reads takes the later line.
+        A crash between the two archives a job twice; whoever reads takes the later line.  Where the disk takes nothing,
+        they stay, and every pass tries again.
         """
         done = [record for record in self.world.jobs.values() if self._is_done(record)]
         if not done:
@@ -341,7 +357,13 @@ class Pass:
         lines = [msgspec.json.encode(await self._story_of(record)) for record in done if record.job.served != "ignored"]
         if lines:
             day = day_lines.day_of(self.world.now)
-            await asyncio.to_thread(day_lines.append, self.means.archive, day, lines)
+            try:
+                await asyncio.to_thread(day_lines.append, self.means.archive, day, lines)
+            except OSError as error:
+                log.warning("archive_waits", jobs=len(lines), error=str(error))
+                changes.count(UNWRITABLE)
+                await self.means.store.commit(self.lease, changes)
+                return
         for record in done:
             self._let_go(record, changes)
         await self.means.store.commit(self.lease, changes)

@@ -29,6 +29,7 @@ from orchestrator.control.standing import may_let_go
 from orchestrator.control.world import World, scope_of
 from orchestrator.core.flow import Identity
 from orchestrator.core.lifecycle import owed
+from orchestrator.core.policy import Policy
 from orchestrator.core.runner import (
     Bind,
     Deregister,
@@ -49,18 +50,21 @@ LOST_ANSWER_S = 30.0
 """A request whose answer was lost may still be at work; nothing is concluded from not finding its result so soon."""
 
 Write = Callable[[], Awaitable[None]]
+Keep = Callable[[Policy], str]
+"""Has a policy in the archive before any host is told of it; answers why it can't be, or nothing."""
 log = structlog.get_logger()
 
 
 class Orders:
     """``write`` records the world; it is awaited before each step that leaves something behind, and after it."""
 
-    def __init__(self, world: World, github: GitHub, book: PolicyBook, seal: Seal, write: Write) -> None:
+    def __init__(self, world: World, github: GitHub, book: PolicyBook, seal: Seal, write: Write, *, keep: Keep) -> None:
         self._world = world
         self._github = github
         self._book = book
         self._seal = seal
         self._write = write
+        self._keep = keep
         self.sealed: dict[str, bytes] = {}
         """JIT configurations to be recorded with the next write."""
 
@@ -226,6 +230,10 @@ class Orders:
             return
         job = known.job
         policy = await self._book.policy_of(job.installation, job.repo, world.images_of(record), world.now)
+        unkept = "" if isinstance(policy, RefusedPolicy) else self._keep(policy)
+        if unkept:
+            world.change_runner(runner_id, not_before=world.now + BUSY_AGAIN_S, waiting=unkept)
+            return
         identity = Identity(
             runner=runner_id,
             org=job.org,

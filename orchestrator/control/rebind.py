@@ -4,6 +4,7 @@ A change of the organisation's file counts at the next pass, one of a repository
 The host gets a new generation, and its gateway ends the open flows that the new policy forbids, and only those.
 
 - Where the organisation's policy now forbids what the repository's asks for, the baseline is all that is left.
+- One that can't be kept in the archive isn't sent: what is in force stays, and the runner says why.
 - A file that is gone or can't be read decides nothing about a job that has begun: what is in force stays, and the
   runner says why.  The repository's next jobs are refused.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestrator.control.github import GitHubFailure
+from orchestrator.control.orders import Keep
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.world import World
@@ -21,9 +23,10 @@ from orchestrator.core.policy import Policy
 
 
 class Rebind:
-    def __init__(self, world: World, book: PolicyBook) -> None:
+    def __init__(self, world: World, book: PolicyBook, keep: Keep) -> None:
         self._world = world
         self._book = book
+        self._keep = keep
         self._digests: dict[int, tuple[Policy, str]] = {}
         """By identity: jobs of one repository share one policy, and a digest costs as much as all its rules."""
         self._policies: dict[tuple[int, str, str, str], Policy | RefusedPolicy] = {}
@@ -41,10 +44,15 @@ class Rebind:
             policy = await self._policy_of(job, record)
         except GitHubFailure:
             return
+        unkept = ""
+        if not isinstance(policy, RefusedPolicy) and self._digest(policy) != record.policy:
+            unkept = self._keep(policy)
         record = world.runners[runner_id]
         if not self._is_bound(record):
             return
-        if not isinstance(policy, RefusedPolicy):
+        if unkept:
+            world.change_runner(runner_id, waiting=unkept)
+        elif not isinstance(policy, RefusedPolicy):
             self._send(record, policy, "policy_sent", f"{policy.mode}, {len(policy.rules)} rules")
         elif policy.forbids:
             self._send(record, world.baseline, "policy_withdrawn", policy.reason)
