@@ -134,7 +134,8 @@ class Pass:
         self.reruns.wish()
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
         drain_hosts(self.world)
-        meet_demand(self.world, self.means.make_id, await self._warm())
+        if not self._keep(self.world.baseline):
+            meet_demand(self.world, self.means.make_id, await self._warm())
         self.orders.announce()
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
