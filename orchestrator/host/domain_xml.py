@@ -103,8 +103,10 @@ def domain_xml(spec: DomainSpec) -> str:
     _disks(devices, spec)
     _link(devices, spec)
     _ports(devices, spec)
-    if spec.memory is not None and spec.domain_type != "test":
-        root.append(_qemu_arguments(spec.memory, spec.memory_mib))
+    if spec.domain_type != "test":
+        if spec.memory is not None:
+            root.append(_qemu_arguments(spec.memory, spec.memory_mib))
+        root.append(_plain_cpu())
     return ET.tostring(root, encoding="unicode")
 
 
@@ -203,6 +205,17 @@ def _qemu_arguments(memory: Memory, size_mib: int) -> ET.Element:
     for argument in arguments:
         ET.SubElement(line, f"{{{_QEMU}}}arg", {"value": argument})
     return line
+
+
+def _plain_cpu() -> ET.Element:
+    """Have libvirt read the CPU's features in three questions instead of 400, one for each: a third of a clone's time.
+
+    It asks them of every QEMU that has this property, also where nothing is to be checked (``check="none"``); without it
+    it reads the words of CPUID whole.
+    """
+    capabilities = ET.Element(f"{{{_QEMU}}}capabilities")
+    ET.SubElement(capabilities, f"{{{_QEMU}}}del", {"capability": "cpu-unavailable-features"})
+    return capabilities
 
 
 def _link(devices: ET.Element, spec: DomainSpec) -> None:

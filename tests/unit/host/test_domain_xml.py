@@ -16,6 +16,7 @@ from orchestrator.host.domain_xml import (
     seed_source,
 )
 
+QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 ULID = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
 NAMES = names_of(ULID)
 SPEC = DomainSpec(
@@ -137,8 +138,14 @@ def test_the_group_of_qemu_is_read_off_the_capabilities():
 
 
 def _arguments(**changes: object) -> list[str]:
-    found = _root(**changes).findall("{http://libvirt.org/schemas/domain/qemu/1.0}commandline/*")
+    found = _root(**changes).findall(f"{QEMU}commandline/*")
     return [str(argument.get("value")) for argument in found]
+
+
+@pytest.mark.parametrize("kind", ["kvm", "qemu"])
+def test_libvirt_isnt_to_ask_for_each_feature_of_the_cpu(kind):
+    gone = [it.get("capability") for it in _root(domain_type=kind).iterfind(f"{QEMU}capabilities/{QEMU}del")]
+    assert gone == ["cpu-unavailable-features"]
 
 
 def test_a_machine_that_boots_has_its_memory_from_libvirt():
