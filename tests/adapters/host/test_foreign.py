@@ -131,6 +131,7 @@ def test_tables_and_chains_of_others_stay_even_under_a_name_like_ours(site, tmp_
     site.sweep_for_minutes()
     assert names_of(ONE).chain not in site.rules_of("inet", "ironcd"), "ours was swept"
     assert [site.rules_of("inet", "theirs"), site.rules_of("ip", "ironcd")] == before
+    assert site.wall.drift() == [], "and they are no fault of ours to complain of"
 
 
 def test_links_of_others_stay(site):

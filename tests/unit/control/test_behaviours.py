@@ -670,6 +670,18 @@ async def test_orphaned_registrations_are_removed_and_others_left(stage: Stage) 
     assert set(kept) <= named(stage)
 
 
+async def test_keys_of_others_in_the_same_redis_stay(stage: Stage) -> None:
+    theirs = {"theirs": b"1", "t": b"2", "t2:jobs": b"3", "rq:job:t:1": b"4", "ironcd-t:runners": b"5"}
+    for key, value in theirs.items():
+        await stage.redis.set(key, value)
+    await stage.deliver(stage.job(1))
+    await finish(stage, 1)
+    for _ in range(3):
+        stage.now += 86400 * 2
+        await stage.fresh().look()
+    assert {key: await stage.redis.get(key) for key in theirs} == theirs
+
+
 async def test_hosts_are_told_of_every_class(stage: Stage) -> None:
     stage.settings.classes["ironcd-large"] = MachineClass("ironcd-large", vcpus=8)
     await stage.hosts_move()

@@ -436,3 +436,23 @@ async def test_row_15_of_several_jobs_that_one_attempt_lost_the_first_is_run_aga
     reruns = [(await stage.job_record(number)).rerun for number in (1, 2)]
     assert {rerun.state for rerun in reruns if rerun is not None} == {"done"}
     assert sorted(rerun.why for rerun in reruns if rerun is not None) == ["", "its run was run again already"]
+
+
+async def test_row_15_a_job_goes_on_over_an_hour_without_control_plane_and_is_served_once(stage: Stage) -> None:
+    (runner,) = await running(stage, 1)
+    await stage.store.note_listening(stage.now)
+    stage.now += 3600
+    stage.reconciler = stage.fresh()
+    for _ in range(20):  # the host needs its time to be heard again
+        await stage.store.note_listening(stage.now)
+        await stage.look()
+        stage.now += 5
+    assert runner not in stage.hosts["h1"].ended
+    await stage.hosts_move()
+    await stage.look()
+    record = await stage.job_record(1)
+    assert (record.job.state, record.loss) == ("in_progress", "")
+    await stage.run(seconds=2.0)
+    record = await stage.job_record(1)
+    assert (record.job.conclusion, record.loss, record.runners) == ("success", "", (runner,))
+    assert await stage.leftovers() == {}
