@@ -53,6 +53,10 @@ class Host:
         self.problems: tuple[Failure, ...] = ()
         self.images = (Image("default", "sha256:0", "2.336.0", {"apt": ("deb.example",)}),)
         self.steps_per_move = 99
+        self.ends_slowly = False
+        """A machine that runs is told to end in one move, and is gone in the next."""
+        self.silent = False
+        """It goes on, and nobody hears it, nor it anybody."""
         self.fails: Callable[[str], Failure | None] = lambda _runner: None
         self.ever: set[str] = set()
         self.ended: set[str] = set()
@@ -69,7 +73,10 @@ class Host:
     def _step(self, wish: DesiredRunner, seen: ObservedRunner | None, now: float) -> ObservedRunner:
         seen = seen or ObservedRunner(wish.id, "absent")
         if wish.wish == "gone":
+            slowly = self.ends_slowly and seen.vm == "running" and wish.id not in self.ended
             self.ended.add(wish.id)
+            if slowly:
+                return msgspec.structs.replace(seen, marks={**seen.marks, "end_begun": now})
             marks = {"end_begun": now, "domain_gone": now, "all_gone": now}
             return msgspec.structs.replace(seen, vm="absent", marks={**seen.marks, **marks}, proof=NEVER)
         if seen.vm in ("stopped", "failed", "crashed") or wish.id in self.ended:
@@ -176,6 +183,8 @@ class Stage:
 
     async def hosts_move(self) -> None:
         for host in self.hosts.values():
+            if host.silent:
+                continue
             _, raw = await self.store.desired(host.name)
             host.move(await self._with_jits(raw), self.now)
             await self.store.put_sighting(Sighting(self.now, host.report(self.now)))
