@@ -38,8 +38,8 @@ security: setup  ## the attacks on the egress wall; writes build/security.json
 	@$(BIN)/pytest tests/security --security-json build/security.json
 
 chaos: JOBS = 200
-chaos: setup  ## many jobs under random faults and kills (JOBS=200 SEED=1); writes build/chaos.json
-	@$(BIN)/python -m tests.chaos --jobs $(JOBS) --seed $(SEED) --output build/chaos.json
+chaos: setup  ## many jobs under random faults and kills (JOBS=200 SEED=1; REAL=1 JOBS=24: real processes); writes build/chaos.json
+	@$(BIN)/python -m tests.chaos $(if $(REAL),--real) --jobs $(JOBS) --seed $(SEED) --output build/chaos.json
 
 lock:  ## requirements.lock anew from pyproject.toml, with hashes and without addresses (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header \

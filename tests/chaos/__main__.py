@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument(
         "--sabotage", default="", help="do what must be found out: lose-a-job, leave-a-disk, touch-a-stranger"
     )
+    parser.add_argument("--real", action="store_true", help="the shipped processes and real time, as root")
     arguments = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         # The order of a set is part of what happens: it must be the same in each run.
@@ -27,7 +28,10 @@ def main() -> int:
     began = time.process_time()
     import msgspec
 
-    from tests.chaos.run import run
+    if arguments.real:
+        from tests.chaos.real_run import run
+    else:
+        from tests.chaos.run import run
 
     report = run(arguments.jobs, arguments.seed, journal=arguments.journal, sabotage=arguments.sabotage)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2)

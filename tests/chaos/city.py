@@ -33,6 +33,9 @@ SECRET = "a webhook secret"
 
 
 class City:
+    pace = 1.0
+    """How long jobs, gates and faults last, as a share of what is usual."""
+
     def __init__(self, loop: Loop, folder: Path, seed: int, *, hosts: int, lines: list[str] | None = None) -> None:
         self.loop = loop
         self.folder = folder

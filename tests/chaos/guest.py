@@ -18,12 +18,14 @@ from runner_image.guest.session import AnswerHook, Effect, OpenGate, PowerOff, S
 if TYPE_CHECKING:
     from tests.chaos.machine import Machine
 
-TICK_S = 5.0
-RENEW_S = 60.0
-
 
 class Guest:
     """``fate``: empty for one that does its work; ``mute``: it never speaks; ``hangs``: it doesn't end after its job."""
+
+    tick_s = 5.0
+    renew_s = 60.0
+    retry_s = 15.0
+    """Before the runner tries GitHub again, where it can't be reached."""
 
     def __init__(self, machine: Machine, ulid: str, jit: str, *, boot_s: float, fate: str = "") -> None:
         self.machine = machine
@@ -62,11 +64,14 @@ class Guest:
         if self.alive and self.connected and self.fate != "mute":
             self._do(self._session.heard(wire.encode(order), self.city.loop.time()))
 
+    def _says(self, line: bytes) -> None:
+        self.machine.says(self.ulid, wire.parse(line.strip()))
+
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send() if self.connected and self.fate != "mute":
-                    self.machine.says(self.ulid, wire.parse(effect.encode().strip()))
+                    self._says(effect.encode())
                 case OpenGate():
                     self._do(self._session.gate_opened(self.city.loop.time()))
                     self._tasks.append(asyncio.ensure_future(self._boot()))
@@ -89,7 +94,7 @@ class Guest:
 
     async def _live(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self.tick_s)
             self._do(self._session.tick(self.city.loop.time()))
 
     # The runner
@@ -137,7 +142,7 @@ class Guest:
         """Wait, and for as long as GitHub can't be reached."""
         await asyncio.sleep(seconds)
         while self.city.github_is_away():  # noqa: ASYNC110 - it is a runner's own way: it tries again
-            await asyncio.sleep(15.0)
+            await asyncio.sleep(self.retry_s)
 
     async def _work(self, runner: Runner, job: Job) -> None:
         self.job = job
@@ -177,6 +182,6 @@ class Guest:
 
     async def _renew(self, job: Job) -> None:
         while job.status == "in_progress":
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(self.renew_s)
             if not self.city.github_is_away():
                 self.city.github.engine.renew(job)

@@ -30,6 +30,9 @@ PASSING = ("t:seen:", "t:foreign:", "t:jobs:said:", "t:reruns:")
 
 
 class Oracle:
+    patience_s = 60.0
+    """A job may be known for so long before it says for what it waits."""
+
     def __init__(self, city: City) -> None:
         self.city = city
         self.store = Store(city.memory.client(Mortal("oracle")), "t:")
@@ -42,7 +45,7 @@ class Oracle:
         for record in await self.store.live_jobs():
             job = record.job
             known_s = self.city.now() - max((moment.at for moment in job.story), default=self.city.now())
-            if job.wants_runner and not job.reason and known_s > 60.0:
+            if job.wants_runner and not job.reason and known_s > self.patience_s:
                 self.unreasoned.add(job.id)
                 self.city.journal.fault(f"job {job.id} waits and nobody knows for what: {record}")
 

@@ -38,12 +38,12 @@ def start_run(city: City, rng: random.Random, size: int) -> Run:
         spec["environment"] = "production"
     run = github.create_run(repo.full_name, {"jobs": {f"job{number}": spec for number in range(size)}})
     for job in run.jobs:
-        city.lengths[job.id] = rng.choice((2.0, 10.0, 40.0, 120.0, 400.0))
+        city.lengths[job.id] = rng.choice((2.0, 10.0, 40.0, 120.0, 400.0)) * city.pace
     city.journal.note(f"run {run.id} of {repo.full_name}: {size} jobs{', gated' if gated else ''}")
     if gated:
-        city.loop.call_later(rng.uniform(10.0, 200.0), _approve, city, run, rng.random() < 0.85)
+        city.loop.call_later(rng.uniform(10.0, 200.0) * city.pace, _approve, city, run, rng.random() < 0.85)
     if rng.random() < 0.12:
-        city.loop.call_later(rng.uniform(0.0, 120.0), _cancel, city, run, rng.random())
+        city.loop.call_later(rng.uniform(0.0, 120.0) * city.pace, _cancel, city, run, rng.random())
     return run
 
 
@@ -74,18 +74,19 @@ async def trouble(city: City, over_s: float) -> None:
         if kind in HOST_FAULTS:
             HOST_FAULTS[kind](city, rng)
         else:
-            _github(city, kind, rng)
+            github_fault(city, kind, rng)
     city.deadly = 0.0
 
 
-def _github(city: City, kind: str, rng: random.Random) -> None:
+def github_fault(city: City, kind: str, rng: random.Random) -> None:
     known = CATALOGUE[kind]
+    late_s = known.by_s * city.pace
     if known.for_s is None:
         count = 1 if kind in TERMINAL else rng.randint(1, 2 * (known.count or 1) + 2)
-        order = Order(kind, count=count, for_s=600.0)
+        order = Order(kind, count=count, for_s=600.0 * city.pace, by_s=late_s)
     else:
         lasts = UNINSTALLED_S if kind in ("uninstalled", "suspended") else rng.uniform(0.3, 1.2) * known.for_s
-        order = Order(kind, for_s=lasts, chance=0.2 if kind == "errors" else 1.0)
+        order = Order(kind, for_s=lasts * city.pace, chance=0.2 if kind == "errors" else 1.0, by_s=late_s)
     city.github.faults.declare(fault_set(order))
 
 

@@ -1,0 +1,199 @@
+"""One run of the real tier: the shipped processes, their real deaths, and the same oracle.
+
+The seed decides what jobs there are, which faults come, which process is killed, and when.  What the machine makes of it
+isn't decided by it: two runs of one seed have the same schedule (`Report.schedule`), not the same outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+from redis.exceptions import RedisError
+
+from orchestrator.core.errors import IronCDError
+from orchestrator.simulator.github import Simulator
+from orchestrator.simulator.github.catalogue import CATALOGUE
+from tests.chaos import trouble
+from tests.chaos.city import REPOSITORIES
+from tests.chaos.oracle import Oracle
+from tests.chaos.real_city import RealCity
+
+HOSTS = 2
+LIMIT_S = 60.0
+"""After the last trouble."""
+LONG = {
+    "jit-timeout",
+    "slow",
+    "rate-limit-pause",
+    "rate-limit-wordless",
+    "suspended",
+    "uninstalled",
+    "busy-lies",
+    "ghost",
+}
+"""Left to the other tier: by the rules of GitHub or of ours they take a minute or more of real time."""
+FAULTS = tuple(sorted(set(CATALOGUE) - LONG - set(trouble.TERMINAL)))
+
+
+class Report(msgspec.Struct):
+    tier: str
+    jobs: int
+    served: int
+    lost: int
+    served_twice: int
+    ends: dict[str, int]
+    leaked: dict[str, int]
+    foreign_gone: list[str]
+    faults: dict[str, int]
+    kills: int
+    killed: dict[str, int]
+    """By kind of process."""
+    seed: int
+    schedule: str
+    """Digest of what was to happen and when: the same for each run of one seed."""
+    replays_exactly: bool
+    seconds: float
+    wrong: list[str]
+    ok: bool
+
+
+Plan = list[tuple[float, str, str]]
+"""Seconds from the start, ``run``, ``fault`` or ``kill``, and which; in order."""
+
+
+def plan(jobs: int, seed: int, hosts: int = HOSTS) -> Plan:
+    """Every kind of process is killed at least once; jobs and faults come in between."""
+    rng = random.Random(seed)
+    over_s = 6.0 + 0.6 * jobs
+    names = ["redis", "control", "worker"]
+    names += [f"{kind}-h{number}" for number in range(1, hosts + 1) for kind in ("agent", "gateway")]
+    kills = names + [rng.choice(names) for _ in range(jobs // 8)]
+    faults = rng.sample(FAULTS, min(len(FAULTS), 3 + jobs // 4))
+    made: Plan = [(rng.uniform(1.0, over_s), "kill", name) for name in kills]
+    made += [(rng.uniform(0.0, over_s), "fault", name) for name in [*faults, "rules-flushed"]]
+    left = jobs
+    while left:
+        size = min(left, rng.choice((1, 1, 2, 3)))
+        made.append((rng.uniform(0.0, over_s) if left < jobs else 0.0, "run", str(size)))
+        left -= size
+    return sorted(made)
+
+
+def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = "") -> Report:
+    with (
+        tempfile.TemporaryDirectory(prefix="icdt-") as folder,
+        Simulator(repositories=REPOSITORIES, shared_keys=1) as simulator,
+    ):
+        city = RealCity(simulator, Path(folder), seed, hosts=HOSTS)
+        try:
+            city.supervisor.start()
+            loop = simulator.call(asyncio.get_running_loop)
+            return asyncio.run_coroutine_threadsafe(_run(city, jobs, seed, sabotage), loop).result()
+        finally:
+            city.stop()
+            if journal is not None:
+                logs = [f"== {path.name}\n{path.read_text(errors='replace')}" for path in Path(folder).glob("*.log")]
+                journal.write_text("\n".join([*(city.journal._lines or ()), *logs]) + "\n")
+
+
+async def _run(city: RealCity, jobs: int, seed: int, sabotage: str) -> Report:
+    began = time.monotonic()
+    city.begin()
+    oracle = Oracle(city)
+    oracle.patience_s = 15.0
+    schedule = plan(jobs, seed)
+    try:
+        playing = asyncio.ensure_future(_play(city, schedule))
+        while not playing.done():
+            await _look(oracle)
+        await playing
+        city.github.faults.clear()
+        ends = time.monotonic() + LIMIT_S
+        while time.monotonic() < ends and not await _at_rest(oracle):
+            await _look(oracle)
+        _sabotage(city, sabotage)
+        return await _report(city, oracle, seed, schedule, began, jobs)
+    finally:
+        await oracle.store.client.aclose()
+        await city.close()
+
+
+async def _play(city: RealCity, schedule: Plan) -> None:
+    began = time.monotonic()
+    rng = random.Random(city.rng.random())
+    for at, what, which in schedule:
+        await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+        match what:
+            case "kill":
+                await city.kill(which)
+            case "run":
+                trouble.start_run(city, rng, int(which))
+            case _ if which == "rules-flushed":
+                city.used[which] += 1
+                rng.choice(city.hosts).flushes()
+            case _:
+                city.journal.note(f"trouble: {which}")
+                trouble.github_fault(city, which, rng)
+
+
+async def _look(oracle: Oracle) -> None:
+    await asyncio.sleep(0.5)
+    with contextlib.suppress(RedisError, IronCDError, OSError):
+        await oracle.look()
+
+
+async def _at_rest(oracle: Oracle) -> bool:
+    try:
+        return await oracle.at_rest()
+    except (RedisError, IronCDError, OSError):
+        return False
+
+
+def _sabotage(city: RealCity, what: str) -> None:
+    match what:
+        case "lose-a-job":
+            job = next(job for job in city.github.state.jobs.values() if city.taken.get(job.id))
+            del city.taken[job.id]
+            job.conclusion = "failure"
+        case "leave-a-disk":
+            (city.hosts[0].paths.disks / f"ironcd-{city.make_id().lower()}.qcow2").touch()
+        case "touch-a-stranger":
+            runner = next(it for it in city.github.state.runners.values() if it.name == "their-runner")
+            del city.github.state.runners[runner.id]
+        case _:
+            pass
+
+
+async def _report(city: RealCity, oracle: Oracle, seed: int, schedule: Plan, began: float, jobs: int) -> Report:
+    kinds, wrong = await oracle.ends()
+    leaked = await oracle.leaked()
+    foreign = oracle.foreign_gone()
+    wrong += [f"left: {kind} {things}" for kind, things in leaked.items() if things]
+    wrong += city.journal.faults + city.broken()
+    return Report(
+        tier="real",
+        jobs=jobs,
+        served=kinds["served"],
+        lost=kinds["lost"],
+        served_twice=kinds["served_twice"],
+        ends=dict(sorted(kinds.items())),
+        leaked={kind: len(things) for kind, things in leaked.items()},
+        foreign_gone=foreign,
+        faults=dict(sorted((Counter(city.github.faults.used) + city.used).items())),
+        kills=city.kills,
+        killed={kind.removeprefix("killed-"): n for kind, n in sorted(city.used.items()) if kind.startswith("killed-")},
+        seed=seed,
+        schedule=hashlib.sha256(repr(schedule).encode()).hexdigest(),
+        replays_exactly=False,
+        seconds=round(time.monotonic() - began, 1),
+        wrong=wrong,
+        ok=not wrong and not foreign and sum(kinds.values()) == jobs,
+    )
