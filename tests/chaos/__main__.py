@@ -29,6 +29,9 @@ def main() -> int:
     import msgspec
 
     if arguments.real:
+        import structlog
+
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         from tests.chaos.real_run import run
     else:
         from tests.chaos.run import run
