@@ -158,9 +158,16 @@ class Lifecycle(RuleBasedStateMachine):
         self._tell(job, fate)
 
     @precondition(lambda self: self.outside.queued())
-    @rule(fate=FATES)
-    def jobs_are_assigned(self, fate: str) -> None:
+    @rule(fate=FATES, drain=st.booleans())
+    def jobs_are_assigned(self, fate: str, *, drain: bool) -> None:
+        """With ``drain``, a host is drained in the moment before anybody hears of it."""
+        before = len(self.outside.running())
         self._assign(fate)
+        if drain and len(self.outside.running()) > before:
+            host = self.stage.host_of(ulid_of(self.outside.running()[-1].runner_name) or "")
+            if host.name not in self.outside.drains:
+                self.a_host_is_drained_or_taken_back(host.name, 300)
+                self.the_worker_looks()
 
     def _assign(self, fate: str) -> None:
         for job in self.stage.github_assigns():
@@ -265,7 +272,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(at=st.integers(1, 12))
     def the_worker_dies_at_work(self, at: int) -> None:
-        """At the so-manieth call of GitHub or write to Redis, before or after it took effect."""
+        """At the call of GitHub or the write to Redis of that number, before it took effect or after."""
         before = self.stage.github.trouble
         Trouble(at, Died, store=True).set_up(self.stage)
         self.do(survive(self.stage))
@@ -426,3 +433,17 @@ TestLifecycle.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+def test_a_host_is_drained_just_before_anybody_hears_that_its_runner_has_a_job() -> None:
+    """A history that chance seldom finds."""
+    life = Lifecycle()
+    life.set_up(per_repository=False, steps=99, small=True)
+    life.jobs_are_queued(REPO, "now", 1)
+    life.the_worker_looks()
+    life.hosts_go_on()
+    life.the_worker_looks()
+    life.jobs_are_assigned("late", drain=True)
+    assert life.outside.running()
+    life.no_machine_ends_under_its_job()
+    life.teardown()
