@@ -202,7 +202,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(
-    max_examples=int(os.environ.get("HISTORIES", "20")), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=int(os.environ.get("HISTORIES", "20")),
+    derandomize="HISTORIES" not in os.environ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 @given(deeds=st.lists(st.sampled_from(DEEDS), max_size=40), seed=st.integers(0, 2**16))
 def test_no_job_lost_nothing_left(folder: Path, deeds: list[str], seed: int) -> None:

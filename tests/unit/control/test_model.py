@@ -429,6 +429,7 @@ def _fine(_call: str, _when: str) -> None:
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
     max_examples=int(os.environ.get("MODEL_HISTORIES", "20")),
+    derandomize="MODEL_HISTORIES" not in os.environ,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
