@@ -32,7 +32,7 @@ pytestmark = [
 def play(*more: str, jobs: int = JOBS) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--real", "--jobs", str(jobs), "--seed", str(SEED), *more],
-        cwd=ROOT, capture_output=True, timeout=180, check=False,
+        cwd=ROOT, capture_output=True, timeout=360, check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr.decode()[-3000:]
     return done.returncode, json.loads(done.stdout)
