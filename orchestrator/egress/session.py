@@ -34,6 +34,8 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ADDRESSES = 4
 """Addresses of one name that are tried, one after the other."""
 _READ = 65_536
+_MORE = READABLE & ~ENDED
+"""Bytes are there, and nobody has said that they are the last: those are held back for the end that follows."""
 
 _log = structlog.get_logger()
 
@@ -143,7 +145,7 @@ class Session(LiveFlow):
             command = self.connection.received(data)
             if isinstance(command, Read) and len(data) < _READ and not events & ENDED:
                 return
-        self._events = events & ENDED | (READABLE if len(data) == _READ else 0)
+        self._events = events & ENDED | (_MORE if len(data) == _READ else 0)
         self._services.poller.change(self.client.fileno(), self._client_waits, self.failed)
         self._obey(command)
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from orchestrator.egress import relay as module
-from orchestrator.egress.poller import READABLE, Poller
+from orchestrator.egress.poller import ENDED, READABLE, Poller
 from orchestrator.egress.relay import Pipes, Relay, reset
 from orchestrator.egress.second_hello import SecondHello
 from tests.unit.egress.hellos import hello
@@ -42,7 +42,7 @@ class Ends:
         )
         for sock, ready in ((inner_client, self.relay.client_ready), (inner_server, self.relay.upstream_ready)):
             self.poller.watch(sock.fileno(), ready, self.failed)
-        self.relay.start(client=READABLE, upstream=READABLE)
+        self.relay.start(client=READABLE & ~ENDED, upstream=READABLE & ~ENDED)
 
     def over(self, reason: str) -> None:
         """What a session does at its end."""

@@ -72,7 +72,8 @@ def test_a_child_that_never_serves_is_told_with_its_log_and_nothing_is_left(tmp_
 
 
 def test_a_program_that_is_not_there_is_no_crash_of_ours(tmp_path: Path):
-    absent = Program("absent", (str(tmp_path / "nothing"),), lambda: True, ready_within_s=0.5)
+    served = tmp_path / "served"
+    absent = Program("absent", (str(tmp_path / "nothing"),), served.exists, ready_within_s=0.5)
     with pytest.raises(OperationalError, match="absent did not become ready"):
         Supervisor([absent], log_dir=tmp_path).start()
 
