@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from select import EPOLLIN, EPOLLRDHUP
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from orchestrator.egress import session
 from orchestrator.egress.connection import Connection
 from orchestrator.egress.gateway import PROGRESS_S, Gateway, GatewayOptions
 from orchestrator.egress.links import LinkState
+from orchestrator.egress.poller import ENDED
 from orchestrator.egress.recorder import Recorder
 from orchestrator.egress.relay import Pipes, Relay
 from orchestrator.egress.session import Session
@@ -154,3 +156,20 @@ async def test_a_blocked_flow_is_recorded_once_as_such(state: Make) -> None:
     (event,) = events
     assert (event.event, event.verdict, event.reason, event.host) == ("open", "blocked", "not_allowed", "evil.example")
     assert event.tls["versions"] == "1.3,1.2"
+
+
+@pytest.mark.parametrize(("length", "more"), [(session._READ, True), (session._READ - 1, False)])
+async def test_a_hello_that_fills_a_read_is_nobodys_last_word(
+    length: int, more: bool, state: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a client sends is held back for its end only where that was announced."""
+    monkeypatch.setattr(Session, "_obey", lambda *_: None)
+    connection = Connection(state("allowed.example"), "tls", "203.0.113.10", 443, ())
+    data = hello(b"allowed.example").ljust(length, b"\x17")
+    client = SimpleNamespace(fileno=lambda: -1, recv=lambda _size: data)
+    services = SimpleNamespace(recorder=None, poller=SimpleNamespace(change=lambda *_: None))
+    flow = Session("c-3", client, connection, services, 0.0)  # type: ignore[arg-type]
+    flow._hello(EPOLLIN)
+    assert (bool(flow._events & EPOLLIN), flow._events & ENDED) == (more, 0)
+    flow._client_waits(EPOLLRDHUP)
+    assert flow._events & ENDED
