@@ -12,7 +12,6 @@ import hashlib
 import random
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -25,6 +24,7 @@ from tests.chaos import trouble
 from tests.chaos.city import REPOSITORIES
 from tests.chaos.oracle import Oracle
 from tests.chaos.real_city import RealCity
+from tests.chaos.run import Outcome, outcome, spoil
 
 HOSTS = 2
 LIMIT_S = 240.0
@@ -43,17 +43,8 @@ LONG = {
 FAULTS = tuple(sorted(set(CATALOGUE) - LONG - set(trouble.TERMINAL)))
 
 
-class Report(msgspec.Struct):
+class Report(Outcome, kw_only=True):
     tier: str
-    jobs: int
-    served: int
-    lost: int
-    served_twice: int
-    ends: dict[str, int]
-    leaked: dict[str, int]
-    foreign_gone: list[str]
-    faults: dict[str, int]
-    kills: int
     killed: dict[str, int]
     """By kind of process."""
     seed: int
@@ -61,8 +52,6 @@ class Report(msgspec.Struct):
     """Digest of what was to happen and when: the same for each run of one seed."""
     replays_exactly: bool
     seconds: float
-    wrong: list[str]
-    ok: bool
 
 
 Plan = list[tuple[float, str, str]]
@@ -119,7 +108,7 @@ async def _run(city: RealCity, jobs: int, seed: int, sabotage: str) -> Report:
         ends = time.monotonic() + LIMIT_S
         while time.monotonic() < ends and not await _at_rest(oracle):
             await _look(oracle)
-        _sabotage(city, sabotage)
+        spoil(city, sabotage)
         return await _report(city, oracle, seed, schedule, began, jobs)
     finally:
         await oracle.store.client.aclose()
@@ -157,43 +146,14 @@ async def _at_rest(oracle: Oracle) -> bool:
         return False
 
 
-def _sabotage(city: RealCity, what: str) -> None:
-    match what:
-        case "lose-a-job":
-            job = next(job for job in city.github.state.jobs.values() if city.taken.get(job.id))
-            del city.taken[job.id]
-            job.conclusion = "failure"
-        case "leave-a-disk":
-            (city.hosts[0].paths.disks / f"ironcd-{city.make_id().lower()}.qcow2").touch()
-        case "touch-a-stranger":
-            runner = next(it for it in city.github.state.runners.values() if it.name == "their-runner")
-            del city.github.state.runners[runner.id]
-        case _:
-            pass
-
-
 async def _report(city: RealCity, oracle: Oracle, seed: int, schedule: Plan, began: float, jobs: int) -> Report:
-    kinds, wrong = await oracle.ends()
-    leaked = await oracle.leaked()
-    foreign = oracle.foreign_gone()
-    wrong += [f"left: {kind} {things}" for kind, things in leaked.items() if things]
-    wrong += city.journal.faults + city.broken()
+    found = await outcome(city, oracle, jobs, city.broken())
     return Report(
+        **msgspec.structs.asdict(found),
         tier="real",
-        jobs=jobs,
-        served=kinds["served"],
-        lost=kinds["lost"],
-        served_twice=kinds["served_twice"],
-        ends=dict(sorted(kinds.items())),
-        leaked={kind: len(things) for kind, things in leaked.items()},
-        foreign_gone=foreign,
-        faults=dict(sorted((Counter(city.github.faults.used) + city.used).items())),
-        kills=city.kills,
         killed={kind.removeprefix("killed-"): n for kind, n in sorted(city.used.items()) if kind.startswith("killed-")},
         seed=seed,
         schedule=hashlib.sha256(repr(schedule).encode()).hexdigest(),
         replays_exactly=False,
         seconds=round(time.monotonic() - began, 1),
-        wrong=wrong,
-        ok=not wrong and not foreign and sum(kinds.values()) == jobs,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,9 @@ LIMIT_S = 6 * 3600.0
 """Of virtual time, after the last trouble."""
 
 
-class Report(msgspec.Struct):
+class Outcome(msgspec.Struct, kw_only=True):
+    """What both tiers report."""
+
     jobs: int
     served: int
     lost: int
@@ -31,13 +34,16 @@ class Report(msgspec.Struct):
     foreign_gone: list[str]
     faults: dict[str, int]
     kills: int
+    wrong: list[str]
+    ok: bool
+
+
+class Report(Outcome, kw_only=True):
     seed: int
     digest: str
     """Of the journal: the same for each run of one seed."""
     hours: float
     """Of virtual time"""
-    wrong: list[str]
-    ok: bool
 
 
 def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = "") -> Report:
@@ -75,14 +81,20 @@ async def _run(loop: Loop, folder: Path, jobs: int, seed: int, lines: list[str] 
         while loop.time() < ends and not await oracle.at_rest():
             await asyncio.sleep(LOOK_S)
             await oracle.look()
-        _sabotage(city, sabotage)
-        return await _report(city, oracle, jobs, seed)
+        spoil(city, sabotage)
+        found = await outcome(city, oracle, jobs)
+        return Report(
+            **msgspec.structs.asdict(found),
+            seed=seed,
+            digest=city.journal.digest,
+            hours=round(city.loop.time() / 3600, 2),
+        )
     finally:
         clockwork.cancel()
         await city.close()
 
 
-def _sabotage(city: City, what: str) -> None:
+def spoil(city: City, what: str) -> None:
     """Do what the oracle must find."""
     match what:
         case "lose-a-job":
@@ -98,14 +110,14 @@ def _sabotage(city: City, what: str) -> None:
             pass
 
 
-async def _report(city: City, oracle: Oracle, jobs: int, seed: int) -> Report:
+async def outcome(city: City, oracle: Oracle, jobs: int, broken: Iterable[str] = ()) -> Outcome:
+    """``broken``: what else is wrong, beside what the oracle and the journal know."""
     kinds, wrong = await oracle.ends()
     leaked = await oracle.leaked()
     foreign = oracle.foreign_gone()
     wrong += [f"left: {kind} {things}" for kind, things in leaked.items() if things]
-    wrong += city.journal.faults
-    ok = not wrong and not foreign and sum(kinds.values()) == jobs
-    return Report(
+    wrong += [*city.journal.faults, *broken]
+    return Outcome(
         jobs=jobs,
         served=kinds["served"],
         lost=kinds["lost"],
@@ -115,9 +127,6 @@ async def _report(city: City, oracle: Oracle, jobs: int, seed: int) -> Report:
         foreign_gone=foreign,
         faults=dict(sorted((Counter(city.github.faults.used) + city.used).items())),
         kills=city.kills,
-        seed=seed,
-        digest=city.journal.digest,
-        hours=round(city.loop.time() / 3600, 2),
         wrong=wrong,
-        ok=ok,
+        ok=not wrong and not foreign and sum(kinds.values()) == jobs,
     )

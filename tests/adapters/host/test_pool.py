@@ -314,25 +314,27 @@ def test_what_nobody_wants_ends_without_a_trace(host, why):
     host.nothing_is_left()
 
 
+def replace_step(patch, host, step, instead):
+    """Have one step of making a machine that waits do ``instead``; ``waiting`` is none of them."""
+    places = {
+        "tap": (host.wires, "make"),
+        "disk": (waiting, "make_clone_files"),
+        "seed": (waiting, "make_blank_seed"),
+        "domain": (host.hypervisor, "load_state"),
+        "channel": (waiting, "clone_paused"),
+        "guest": (waiting, "prepare"),
+    }
+    if step != "waiting":
+        patch.setattr(*places[step], instead)
+
+
 @pytest.mark.parametrize("step", ["tap", "disk", "seed", "domain", "channel", "guest"])
 def test_one_that_cant_be_made_leaves_nothing_and_is_tried_again_later(host, monkeypatch, step):
     def refuse(*_args, **_kwargs):
         raise HostError("no", code="test-failure", remedy="")
 
     with monkeypatch.context() as patch:
-        match step:
-            case "tap":
-                patch.setattr(host.wires, "make", refuse)
-            case "disk":
-                patch.setattr(waiting, "make_clone_files", refuse)
-            case "seed":
-                patch.setattr(waiting, "make_blank_seed", refuse)
-            case "domain":
-                patch.setattr(host.hypervisor, "load_state", refuse)
-            case "channel":
-                patch.setattr(waiting, "clone_paused", refuse)
-            case "guest":
-                patch.setattr(waiting, "prepare", refuse)
+        replace_step(patch, host, step, refuse)
         host.tell()
         host.until(lambda: host.agent.pool._not_before)
         host.until(lambda: not host.agent.pool.ids())
@@ -350,19 +352,7 @@ def test_an_agent_that_was_killed_at_any_step_leaves_nothing_that_the_next_doesn
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        match step:
-            case "tap":
-                patch.setattr(host.wires, "make", die)
-            case "disk":
-                patch.setattr(waiting, "make_clone_files", die)
-            case "seed":
-                patch.setattr(waiting, "make_blank_seed", die)
-            case "domain":
-                patch.setattr(host.hypervisor, "load_state", die)
-            case "channel":
-                patch.setattr(waiting, "clone_paused", die)
-            case "guest":
-                patch.setattr(waiting, "prepare", die)
+        replace_step(patch, host, step, die)
         host.tell()
         host.until(lambda: list(host.paths.waiting.glob("*.json")) or host.waits())
         if step == "waiting":
