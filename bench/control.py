@@ -23,7 +23,7 @@ from rq.serializers import JSONSerializer
 from bench.control_memory import FINISHED, measure_memory
 from bench.installation import installation
 from bench.machine import scratch
-from bench.rows import Bench, Figure, Row, in_turns, middle, percentile, row
+from bench.rows import Bench, Figure, Row, in_turns, middle, middles, percentile, row
 from bench.table import CAPACITY, Table
 from orchestrator.control.records import Sighting
 from orchestrator.control.store import Store
@@ -192,11 +192,8 @@ def commands_of(base: redis.Redis) -> int:
 def _passes(url: str, folder: Path, loop: asyncio.Runner, console: Console) -> Iterator[Row]:
     table = Table.at(url, folder, hosts=FLEET_HOSTS)
     loop.run(fleet(table, FLEET))
-    took: tuple[list[float], list[float], list[float]] = ([], [], [])
     runs = [idle, changed, anew]
-    for index, seconds in in_turns(PASSES, [lambda run=run: loop.run(run(table, url)) for run in runs]):
-        took[index].append(seconds * 1e3)
-    nothing_new, one, reading = (middle(figures) for figures in took)
+    nothing_new, one, reading = middles(PASSES, [lambda run=run: loop.run(run(table, url)) * 1e3 for run in runs])
     loop.run(table.close())
     console.print(
         f"  {FLEET} runners: pass {nothing_new:.1f} ms, with a change {one:.1f} ms, reading anew {reading:.1f} ms"

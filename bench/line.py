@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.control import FLEET, FLEET_HOSTS, fleet, own_redis
-from bench.rows import Bench, Figure, Row, in_turns, middle, row
+from bench.rows import Bench, Figure, Row, middles, row
 from bench.table import INSTALLATION, ORG, Table
 from orchestrator.control.explain_wait import Waits
 from orchestrator.control.records import JobRecord
@@ -39,11 +39,8 @@ def _line(url: str, folder: Path, loop: asyncio.Runner, console: Console) -> Ite
     table = Table.at(url, folder, hosts=FLEET_HOSTS)
     loop.run(fleet(table, FLEET))
     loop.run(fill(table, WAITING))
-    took: tuple[list[float], list[float], list[float]] = ([], [], [])
     runs = [look, places, anew]
-    for index, seconds in in_turns(PASSES, [lambda run=run: loop.run(run(table, url)) for run in runs]):
-        took[index].append(seconds * 1e3)
-    looking, telling, reading = (middle(figures) for figures in took)
+    looking, telling, reading = middles(PASSES, [lambda run=run: loop.run(run(table, url)) * 1e3 for run in runs])
     loop.run(table.close())
     console.print(
         f"  {WAITING} waiting: look {looking:.0f} ms, all places {telling:.0f} ms, reading anew {reading:.0f} ms"

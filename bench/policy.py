@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from bench.rows import Bench, Figure, Row, in_turns, middle, row
+from bench.rows import Bench, Figure, Row, middles, row
 from orchestrator.core.flow import Flow
 from orchestrator.core.policy import CompiledPolicy, Policy, Rule, compile_policy, decide
 
@@ -26,16 +26,11 @@ FIGURES = (
 def measure(console: Console) -> Iterable[Row]:
     policies = [compile_policy(Policy("enforce", rules(size))) for size in SIZES]
     asked = [flows(size) for size in SIZES]
-    rounds: list[list[float]] = [[] for _ in SIZES]
     takes = [
         lambda policy=policy, flows=flows: _time(policy, flows) for policy, flows in zip(policies, asked, strict=True)
     ]
-    for index, microseconds in in_turns(ROUNDS, takes):
-        rounds[index].append(microseconds)
-    base, *larger = [middle(figures) for figures in rounds]
-    console.print(
-        f"  {', '.join(f'{size} rules: {middle(one):.2f} us' for size, one in zip(SIZES, rounds, strict=True))}"
-    )
+    base, *larger = found = middles(ROUNDS, takes)
+    console.print(f"  {', '.join(f'{size} rules: {one:.2f} us' for size, one in zip(SIZES, found, strict=True))}")
     yield row(
         FIGURES[0],
         base,

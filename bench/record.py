@@ -23,7 +23,7 @@ import zstandard
 from rich.console import Console
 
 from bench.machine import scratch
-from bench.rows import Bench, Figure, Row, in_turns, middle, row
+from bench.rows import Bench, Figure, Row, middle, middles, row
 from orchestrator.audit import Ledger as Record
 from orchestrator.audit import Query
 from orchestrator.audit.seal import seal_all
@@ -73,14 +73,11 @@ def measure(console: Console) -> Iterable[Row]:
 def _writing(folder: Path, console: Console) -> Iterator[Row]:
     fresh = (folder / str(number) for number in itertools.count())
     for figure, batch, count in ((EVENTS_PER_S, COMMIT_LINES, WRITTEN), (ONE_BY_ONE, 1, 400)):
-        rates: tuple[list[float], list[float]] = ([], [])
         takes: list[Callable[[], float]] = [
             lambda batch=batch, count=count: _ledger_rate(next(fresh), batch, count),
             lambda batch=batch, count=count: _sqlite_rate(next(fresh), batch, count),
         ]
-        for index, rate in in_turns(ROUNDS, takes):
-            rates[index].append(rate)
-        ours, theirs = middle(rates[0]), middle(rates[1])
+        ours, theirs = middles(ROUNDS, takes)
         console.print(f"  batches of {batch}: {ours:,.0f} events/s, SQLite {theirs:,.0f}")
         note = f"batches of {batch}, each synced; median of {ROUNDS} rounds of {count}; ours with chain and tree"
         yield row(figure, ours, peer="SQLite, WAL, synchronous=FULL", peer_value=theirs, note=note)
@@ -122,7 +119,6 @@ def _sqlite_rate(path: Path, batch: int, count: int) -> float:
 def _tree() -> Row:
     """What chain and tree cost for one line, beside encoding it."""
     line = msgspec.json.encode(EVENT)
-    took: tuple[list[float], list[float]] = ([], [])
 
     def prove() -> float:
         tree = Frontier()
@@ -139,10 +135,9 @@ def _tree() -> Row:
             msgspec.json.encode(msgspec.structs.replace(EVENT, seq=seq))
         return (time.perf_counter() - began) / APPENDS * 1e6
 
-    for index, microseconds in in_turns(ROUNDS, [prove, encode]):
-        took[index].append(microseconds)
+    proving, encoding = middles(ROUNDS, [prove, encode])
     note = f"hash, chain and RFC 6962 frontier of a line of {len(line)} bytes; median of {ROUNDS} rounds of {APPENDS}"
-    return row(TREE, middle(took[0]), peer="encoding the line", peer_value=middle(took[1]), note=note)
+    return row(TREE, proving, peer="encoding the line", peer_value=encoding, note=note)
 
 
 def _searching(folder: Path, count: int, console: Console) -> Iterator[Row]:

@@ -98,6 +98,14 @@ def in_turns(rounds: int, measures: Sequence[Callable[[], _T]]) -> Iterator[tupl
             yield index, measures[index]()
 
 
+def middles(rounds: int, measures: Sequence[Callable[[], float]]) -> list[float]:
+    """The median of each of ``measures``, called in turns."""
+    found: list[list[float]] = [[] for _ in measures]
+    for index, figure in in_turns(rounds, measures):
+        found[index].append(figure)
+    return [middle(figures) for figures in found]
+
+
 def middle(figures: Sequence[float]) -> float:
     """The median: one disturbed round doesn't move it."""
     return float(median(figures))
