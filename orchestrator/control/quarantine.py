@@ -14,7 +14,10 @@ from orchestrator.control.records import RunnerRecord
 from orchestrator.core.quarantine import Fault, Quarantine, Ward, condemn, judged, note, of_host, of_image
 from orchestrator.core.runner import Runner
 
-INNOCENT = frozenset({"host_lost", "vm_lost", "state-lost", "host-too-small", "session_conflict", "runner_too_old"})
+INNOCENT = frozenset(
+    {"host_lost", "vm_lost", "state-lost", "host-too-small", "session_conflict", "runner_too_old"}
+    | {"job_completed", "fenced"}
+)
 """Ways in which a start ends that say nothing against the host or the image."""
 BLAMED = frozenset({"boot_timeout"})
 """Why a runner was fenced while it booted, where that is a start that failed."""
@@ -77,4 +80,4 @@ def _is_fault(before: Runner, record: RunnerRecord) -> bool:
         return before.fencing in BLAMED
     if reason == "runner_exited":
         return record.exit_code not in (0, None)
-    return reason not in INNOCENT and reason not in ("job_completed", "fenced")
+    return reason not in INNOCENT

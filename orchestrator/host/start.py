@@ -52,10 +52,7 @@ def start(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
     go_on(runner)
     wire_up(parts, runner, want, slot)
     go_on(runner)
-    with runner.lock:
-        record.released = True
-        record.vm = "running"
-        parts.records.save(record)
+    release(parts, runner)
     parts.hypervisor.resume(names.domain)
     if record.start == "clone":  # it waits at the gate; a machine that boots says when it is there
         parts.talk.send(want.id, opening())
@@ -106,6 +103,14 @@ def wire_up(parts: Parts, runner: Runner, want: DesiredRunner, slot: Slot) -> No
     put_in_force(parts, runner, link)
     parts.wires.up(tap, slot)
     connect(parts, runner.record.id, runner.paths(parts).channel, lambda: go_on(runner))
+
+
+def release(parts: Parts, runner: Runner) -> None:
+    """Note that the VM may run, before it does: from here on it is never made a second time."""
+    with runner.lock:
+        runner.record.released = True
+        runner.record.vm = "running"
+        parts.records.save(runner.record)
 
 
 def put_in_force(parts: Parts, runner: Runner, link: Link) -> None:

@@ -24,7 +24,7 @@ from orchestrator.host.images import find_image
 from orchestrator.host.parts import Parts, Runner
 from orchestrator.host.seed import fill_seed, make_blank_seed
 from orchestrator.host.slots import slot_at
-from orchestrator.host.start import authorities_of, go_on, wire_up
+from orchestrator.host.start import authorities_of, go_on, release, wire_up
 from orchestrator.host.templates import Lease
 from orchestrator.host.vm import Plan, clone_paused, make_clone_files
 
@@ -99,10 +99,7 @@ def claim(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
     go_on(runner)
     wire_up(parts, runner, want, slot)
     go_on(runner)
-    with runner.lock:
-        record.released = True
-        record.vm = "running"
-        parts.records.save(record)
+    release(parts, runner)
     if not parts.talk.send(want.id, guest.opening()):
         raise _failed("its channel is closed")
     parts.changed()
