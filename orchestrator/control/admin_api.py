@@ -24,6 +24,7 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
+from orchestrator.control.answering import as_json, asked
 from orchestrator.control.explain_wait import Waits, with_wait
 from orchestrator.control.policy_archive import PolicyArchive
 from orchestrator.control.policy_questions import ask, is_repo
@@ -31,7 +32,6 @@ from orchestrator.control.records import JobRecord, RunnerRecord
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
 from orchestrator.control.views import host_view, job_story, job_view, runner_story, runner_view, runners_by_host
-from orchestrator.core.errors import StoreError
 from orchestrator.core.quarantine import of_host
 from orchestrator.core.wire import Desired
 
@@ -72,11 +72,11 @@ class AdminApi:
         if waiting:
             views = await self._waiting()
         elif unserved or served == "ignored":
-            views = [job_view(record) for record in await self._ask(self._store.latest_unserved_jobs(LIMIT))]
+            views = [job_view(record) for record in await asked(self._store.latest_unserved_jobs(LIMIT))]
         else:
-            live = await self._ask(self._store.live_jobs())
+            live = await asked(self._store.live_jobs())
             records = sorted(live, key=_latest, reverse=True)
-            views = [job_view(r) for r in records + await self._ask(self._store.latest_finished_jobs(limit))]
+            views = [job_view(r) for r in records + await asked(self._store.latest_finished_jobs(limit))]
         found = [
             view
             for view in views
@@ -84,11 +84,11 @@ class AdminApi:
             and (not repo or view["repo"].lower() == repo.lower())
             and (not served or view["served"] == served)
         ]
-        return _json({"jobs": found[:limit], "total": len(found)})
+        return as_json({"jobs": found[:limit], "total": len(found)})
 
     async def _waiting(self) -> list[dict[str, Any]]:
         """Those in line by their place, then those that have a runner on its way or wait for something else, oldest first."""
-        snapshot, now = await self._ask(self._store.standing()), self._clock()
+        snapshot, now = await asked(self._store.standing()), self._clock()
         waits = Waits(snapshot, self._settings, now)
         found = [
             with_wait(job_view(record), wait, record.job.created_at, now)
@@ -98,13 +98,13 @@ class AdminApi:
         return sorted(found, key=lambda view: (not view["wait"]["place"], view["wait"]["place"], view["created_at"]))
 
     async def job(self, job_id: int) -> Response:
-        record = await self._ask(self._store.job(job_id))
+        record = await asked(self._store.job(job_id))
         if record is None:
             raise HTTPException(404, f"no job {job_id} is known")
         wait = None
         if record.job.state in ("queued", "waiting") and record.job.served != "ignored":
-            wait = Waits(await self._ask(self._store.standing()), self._settings, self._clock()).of(record)
-        return _json(job_story(record, await self._runners_of(record), self._clock(), wait=wait))
+            wait = Waits(await asked(self._store.standing()), self._settings, self._clock()).of(record)
+        return as_json(job_story(record, await self._runners_of(record), self._clock(), wait=wait))
 
     async def runners(
         self,
@@ -114,29 +114,29 @@ class AdminApi:
         gone: bool = True,
         limit: int = Query(default=1000, ge=1, le=LIMIT),
     ) -> Response:
-        records = await self._ask(self._store.live_runners())
+        records = await asked(self._store.live_runners())
         if gone or phase == "GONE":
-            records += await self._ask(self._store.latest_gone_runners(limit))
+            records += await asked(self._store.latest_gone_runners(limit))
         found = [
             runner_view(record)
             for record in sorted(records, key=lambda record: record.life.created_at, reverse=True)
             if (not phase or record.life.phase == phase) and (not host or record.life.host == host)
         ]
-        return _json({"runners": found[:limit], "total": len(found)})
+        return as_json({"runners": found[:limit], "total": len(found)})
 
     async def runner(self, runner_id: str) -> Response:
-        record = await self._ask(self._store.runner(runner_id.upper()))
+        record = await asked(self._store.runner(runner_id.upper()))
         if record is None:
             raise HTTPException(404, f"no runner {runner_id} is known")
-        return _json(runner_story(record))
+        return as_json(runner_story(record))
 
     async def hosts(self) -> Response:
-        sightings = await self._ask(self._store.sightings())
-        runners = runners_by_host(await self._ask(self._store.live_runners()))
+        sightings = await asked(self._store.sightings())
+        runners = runners_by_host(await asked(self._store.live_runners()))
         names = sorted(sightings.keys() | self._hosts)
-        now, cordoned = self._clock(), await self._ask(self._store.cordoned())
-        ward, releases = await self._ask(self._store.ward()), await self._ask(self._store.releases())
-        draining = await self._ask(self._store.draining())
+        now, cordoned = self._clock(), await asked(self._store.cordoned())
+        ward, releases = await asked(self._store.ward()), await asked(self._store.releases())
+        draining = await asked(self._store.draining())
         views = [
             host_view(
                 name,
@@ -151,37 +151,37 @@ class AdminApi:
             | {"warm_wanted": await self._warm_wanted(name)}
             for name in names
         ]
-        return _json({"hosts": views})
+        return as_json({"hosts": views})
 
     async def _warm_wanted(self, host: str) -> dict[str, int]:
         """Class name to how many machines of it should wait on ``host``, of the classes that want any."""
-        _, raw = await self._ask(self._store.desired(host))
+        _, raw = await asked(self._store.desired(host))
         classes = msgspec.json.decode(raw, type=Desired).classes if raw is not None else ()
         return {machine.name: machine.warm for machine in classes if machine.warm}
 
     async def cordon(self, host: str, why: str = Query(default="", max_length=200)) -> Response:
         await self._must_know(host)
-        await self._ask(self._store.cordon(host, why))
+        await asked(self._store.cordon(host, why))
         log.info("host_cordoned", host=host, why=why)
-        return _json({"host": host, "cordoned": True})
+        return as_json({"host": host, "cordoned": True})
 
     async def uncordon(self, host: str) -> Response:
         await self._must_know(host)
-        await self._ask(self._store.uncordon(host))
-        await self._ask(self._store.undrain(host))
-        await self._ask(self._store.lift(of_host(host), self._clock()))
+        await asked(self._store.uncordon(host))
+        await asked(self._store.undrain(host))
+        await asked(self._store.lift(of_host(host), self._clock()))
         log.info("host_uncordoned", host=host)
-        return _json({"host": host, "cordoned": False})
+        return as_json({"host": host, "cordoned": False})
 
     async def rebuild_templates(self, host: str) -> Response:
         await self._must_know(host)
         now = self._clock()
-        await self._ask(self._store.rebuild_templates(host, now))
+        await asked(self._store.rebuild_templates(host, now))
         log.info("templates_rebuilt", host=host)
-        return _json({"host": host, "templates_since": now})
+        return as_json({"host": host, "templates_since": now})
 
     async def _must_know(self, host: str) -> None:
-        if host not in self._hosts and host not in await self._ask(self._store.sightings()):
+        if host not in self._hosts and host not in await asked(self._store.sightings()):
             raise HTTPException(404, f"no host {host} is known")
 
     async def policy(self, repo: str = "", job: int = 0) -> Response:
@@ -189,39 +189,33 @@ class AdminApi:
             return await self._policy_of_job(job)
         if not is_repo(repo):
             raise HTTPException(400, "repo= is owner/name, or job= is the id of a job")
-        answer = await self._ask(ask(self._store, repo, self._clock()))
+        answer = await asked(ask(self._store, repo, self._clock()))
         if answer is None:
             raise HTTPException(503, "the worker doesn't answer: see whether it runs")
         if answer.unavailable:
             raise HTTPException(503, answer.reason)
-        return _json({**msgspec.to_builtins(answer), "digest": answer.policy.digest if answer.policy else ""})
+        return as_json({**msgspec.to_builtins(answer), "digest": answer.policy.digest if answer.policy else ""})
 
     async def _policy_of_job(self, job_id: int) -> Response:
-        record = await self._ask(self._store.job(job_id))
+        record = await asked(self._store.job(job_id))
         if record is None:
             raise HTTPException(404, f"no job {job_id} is known")
         told = {"repo": record.job.repo, "job": job_id}
         runner = next((one for one in reversed(await self._runners_of(record)) if one.bound), None)
         if runner is None:
             reason = record.refusal or record.job.reason or "no policy was put in force for it"
-            return _json({**told, "at": record.job.created_at, "reason": reason})
-        policy = await self._ask(self._store.policy(runner.policy))
+            return as_json({**told, "at": record.job.created_at, "reason": reason})
+        policy = await asked(self._store.policy(runner.policy))
         if policy is None and self._policies is not None:
             policy = await asyncio.to_thread(self._policies.get, runner.policy)
         if policy is None:
             raise HTTPException(404, f"the policy {runner.policy} of job {job_id} isn't kept any more")
         at = runner.marks.get("policy_bound", record.job.started_at)
-        return _json({**told, "at": at, "digest": runner.policy, "policy": policy})
+        return as_json({**told, "at": at, "digest": runner.policy, "policy": policy})
 
     async def _runners_of(self, record: JobRecord) -> list[RunnerRecord]:
-        found = [await self._ask(self._store.runner(runner_id)) for runner_id in record.runners]
+        found = [await asked(self._store.runner(runner_id)) for runner_id in record.runners]
         return [runner for runner in found if runner is not None]
-
-    async def _ask(self, call: Any) -> Any:
-        try:
-            return await call
-        except StoreError as error:
-            raise HTTPException(503, error.as_dict()) from None
 
 
 def router(api: AdminApi, authenticate: Callable[[Request], None]) -> APIRouter:
@@ -242,7 +236,3 @@ def router(api: AdminApi, authenticate: Callable[[Request], None]) -> APIRouter:
 
 def _latest(record: JobRecord) -> tuple[float, int]:
     return record.job.created_at, record.job.id
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -20,9 +20,9 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
+from orchestrator.control.answering import as_json, asked
 from orchestrator.control.records import Drain, RunnerRecord
 from orchestrator.control.store import Store
-from orchestrator.core.errors import StoreError
 
 DEADLINE_S = 1800.0
 LONGEST_S = 7 * 86400.0
@@ -65,46 +65,40 @@ class DrainApi:
 
     async def undrain(self, host: str) -> Response:
         await self._must_know(host)
-        await self._ask(self._store.undrain(host))
+        await asked(self._store.undrain(host))
         log.info("host_undrained", host=host)
         return await self.show(host)
 
     async def show(self, host: str) -> Response:
         await self._must_know(host)
-        drain = (await self._ask(self._store.draining())).get(host)
-        runners = [r for r in await self._ask(self._store.live_runners()) if r.life.host == host]
-        return _json({"host": host, **drain_view(drain, runners, self._clock())})
+        drain = (await asked(self._store.draining())).get(host)
+        runners = [r for r in await asked(self._store.live_runners()) if r.life.host == host]
+        return as_json({"host": host, **drain_view(drain, runners, self._clock())})
 
     async def drain_itself(self, host: str, deadline_s: float) -> Response:
         """What an admin asked for stands, but that the host has no longer than it says."""
         now = self._clock()
-        known = (await self._ask(self._store.draining())).get(host)
-        asked = Drain(now, now + deadline_s, GOING_DOWN, "host")
+        known = (await asked(self._store.draining())).get(host)
+        wished = Drain(now, now + deadline_s, GOING_DOWN, "host")
         if known is not None and known.by == "admin":
-            asked = msgspec.structs.replace(known, until=min(known.until, asked.until))
-        return await self._begin(host, asked)
+            wished = msgspec.structs.replace(known, until=min(known.until, wished.until))
+        return await self._begin(host, wished)
 
     async def undrain_itself(self, host: str) -> Response:
-        known = (await self._ask(self._store.draining())).get(host)
+        known = (await asked(self._store.draining())).get(host)
         if known is not None and known.by == "host":
-            await self._ask(self._store.undrain(host))
+            await asked(self._store.undrain(host))
             log.info("host_undrained", host=host)
         return await self.show(host)
 
     async def _begin(self, host: str, drain: Drain) -> Response:
-        await self._ask(self._store.drain(host, drain))
+        await asked(self._store.drain(host, drain))
         log.info("host_drained", host=host, until=drain.until, why=drain.why, by=drain.by)
         return await self.show(host)
 
     async def _must_know(self, host: str) -> None:
-        if host not in self._hosts and host not in await self._ask(self._store.sightings()):
+        if host not in self._hosts and host not in await asked(self._store.sightings()):
             raise HTTPException(404, f"no host {host} is known")
-
-    async def _ask(self, call: Any) -> Any:
-        try:
-            return await call
-        except StoreError as error:
-            raise HTTPException(503, error.as_dict()) from None
 
 
 def admin_router(api: DrainApi, authenticate: Callable[[Request], None]) -> APIRouter:
@@ -132,7 +126,3 @@ def host_router(api: DrainApi, authenticate: Callable[[Request], str]) -> APIRou
     routes.add_api_route("/undrain", undrain, methods=["POST"], response_class=Response)
     routes.add_api_route("/drain", show, methods=["GET"], response_class=Response)
     return routes
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
+from orchestrator.control.answering import as_json, asked
 from orchestrator.control.store import Store
-from orchestrator.core.errors import StoreError
 from orchestrator.core.quarantine import Ward
 
 log = structlog.get_logger()
@@ -29,22 +28,16 @@ class QuarantineApi:
         self._clock = clock
 
     async def show(self) -> Response:
-        held = view(await self._ask(self._store.ward()))
-        return Response(msgspec.json.encode({"quarantine": held}), media_type="application/json")
+        held = view(await asked(self._store.ward()))
+        return as_json({"quarantine": held})
 
     async def lift(self, subject: str = Query(max_length=300)) -> Response:
         """404 where nobody of that name is in quarantine.  The worker's next look does it."""
-        if subject not in (await self._ask(self._store.ward())).held:
+        if subject not in (await asked(self._store.ward())).held:
             raise HTTPException(404, f"{subject} isn't in quarantine")
-        await self._ask(self._store.lift(subject, self._clock()))
+        await asked(self._store.lift(subject, self._clock()))
         log.info("quarantine_lifted", subject=subject)
-        return Response(msgspec.json.encode({"subject": subject, "lifted": True}), media_type="application/json")
-
-    async def _ask(self, call: Any) -> Any:
-        try:
-            return await call
-        except StoreError as error:
-            raise HTTPException(503, error.as_dict()) from None
+        return as_json({"subject": subject, "lifted": True})
 
 
 def view(ward: Ward) -> list[dict[str, Any]]:
