@@ -36,15 +36,7 @@ def end(parts: Parts, runner: Runner, reason: str) -> Proof:
         record.end_reason = record.end_reason or reason
     runner.mark(parts, "end_begun")
     parts.talk.close(record.id)
-    if parts.hypervisor.kill(names.domain):
-        runner.mark(parts, "vm_dead")
-    parts.hypervisor.destroy(names.domain)
-    if not _gone_from_libvirt(parts, names.domain):
-        raise HostError(
-            f"{names.domain} is still there after it was destroyed",
-            code="domain-stays",
-            remedy="See libvirtd's log; the host tries again by itself.",
-        )
+    take_down(parts, names.domain, lambda: runner.mark(parts, "vm_dead"))
     runner.mark(parts, "domain_gone")
     _clear(parts, runner)
     proof = look(parts, runner)
@@ -60,14 +52,24 @@ def end(parts: Parts, runner: Runner, reason: str) -> Proof:
     return proof
 
 
-def _gone_from_libvirt(parts: Parts, domain: str) -> bool:
-    """A killed VM's domain goes by itself, as soon as libvirt has seen that its QEMU was reaped."""
+def take_down(parts: Parts, domain: str, seen_dead: Callable[[], None] = lambda: None) -> None:
+    """Kill the VM ``domain`` and wait until libvirt has tidied up.  Raises HostError where it doesn't get there.
+
+    ``seen_dead`` is called where its process was seen to die.  A killed VM's domain goes by itself, as soon as libvirt has
+    seen that its QEMU was reaped.
+    """
+    if parts.hypervisor.kill(domain):
+        seen_dead()
+    parts.hypervisor.destroy(domain)
     deadline = time.monotonic() + _TIDY_S
     while parts.hypervisor.state(domain) is not None:
         if time.monotonic() >= deadline:
-            return False
+            raise HostError(
+                f"{domain} is still there after it was destroyed",
+                code="domain-stays",
+                remedy="See libvirtd's log; the host tries again by itself.",
+            )
         time.sleep(0.05)
-    return True
 
 
 def _clear(parts: Parts, runner: Runner) -> None:

@@ -18,6 +18,7 @@ from orchestrator.core.names import names_of
 from orchestrator.host import template_files
 from orchestrator.host.disk import INITRD, KERNEL, copy_boot, delete, make_disk, make_overlay
 from orchestrator.host.domain_xml import DomainSpec, Memory
+from orchestrator.host.end import take_down
 from orchestrator.host.images import LocalImage
 from orchestrator.host.parts import VM_USERS, Parts
 from orchestrator.host.paths import VmPaths
@@ -75,18 +76,7 @@ def clone_paused(parts: Parts, plan: Plan, lease: Lease, go_on: GoOn = lambda: N
 def unmake(parts: Parts, ulid: str, files: VmPaths) -> None:
     """Remove what a clone that failed has left, so that the machine can be booted under the same names.  Raises HostError."""
     parts.talk.close(ulid)
-    domain = names_of(ulid).domain
-    parts.hypervisor.kill(domain)
-    parts.hypervisor.destroy(domain)
-    deadline = time.monotonic() + _CHANNEL_PATIENCE_S
-    while parts.hypervisor.state(domain) is not None:
-        if time.monotonic() > deadline:
-            raise HostError(
-                f"{domain} is still there after it was destroyed",
-                code="domain-stays",
-                remedy="See libvirtd's log; the host tries again by itself.",
-            )
-        time.sleep(0.05)
+    take_down(parts, names_of(ulid).domain)
     for path in (files.disk, files.boot, files.channel):
         delete(path)
 
