@@ -1,6 +1,7 @@
 """How long a job waits for its machine: booted cold, cloned from a template, or waiting already, in one run.
 
-From the accepted delivery to the runner's process, and to the release of the first step.  ``BENCH_STARTS=N`` makes N
+From the accepted delivery to the runner's process, and to the release of the first step; and what a machine has to itself
+while a job runs in it.  ``BENCH_STARTS=N`` makes N
 starts of each kind; without it there are 30 clones, 30 warm ones, and fewer cold ones, which take long.
 """
 
@@ -11,9 +12,11 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
+from bench import start_memory
 from bench.machine import scratch
 from bench.rows import Bench, Figure, Row, percentile, row
 from bench.start_jobs import KINDS, Kind, lab_of_three, order_of, phases, span, start
+from bench.start_memory import while_running
 from orchestrator.surface.timeline import MILESTONES
 
 STARTS: dict[Kind, int] = {"cold": 6, "clone": 30, "warm": 30}
@@ -50,7 +53,9 @@ def measure(console: Console) -> Iterable[Row]:
             starts[kind].append(start(lab, kind))
             took = span(starts[kind][-1], ACCEPTED, "runner_started")
             console.print(f"  {number} of {len(order)}: {kind}, {took:.2f} s to the runner", highlight=False)
-    yield from rows_of(starts)
+        console.print("  what a machine has to itself while a job runs in it")
+        beside = list(while_running(lab))
+    yield from (*rows_of(starts), *beside)
 
 
 def counts_of(asked: str) -> dict[Kind, int]:
@@ -88,4 +93,4 @@ def _spread(times: Sequence[float]) -> str:
     return f"{len(times)} starts, {min(times):.2f} to {max(times):.2f} s"
 
 
-BENCH = Bench(tuple(FIGURES.values()), measure)
+BENCH = Bench((*FIGURES.values(), *start_memory.FIGURES), measure)

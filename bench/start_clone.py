@@ -16,17 +16,16 @@ from rich.console import Console
 
 from bench.machine import scratch
 from bench.rows import Bench, Figure, Row, middle, percentile, row
-from bench.start_host import Host, Vm, host_of
+from bench.start_host import Host, host_of
+from bench.start_memory import MIB, private_mib
 from bench.start_peers import arguments_of, by_hand, restore, save
 from orchestrator.core.machine import MachineClass
-from orchestrator.host.qemu_process import PIDS
 from orchestrator.surface.demo import scenario
 from orchestrator.surface.demo.image import ensure_image
 from orchestrator.surface.demo.lab import CACHE
 
 CLONES, BY_HAND, RESTORES, AT_ONCE, IN_A_ROW, ENDS_OF_ROW = 30, 10, 5, 8, 100, 20
 IDLE_S = 5.0
-_MIB = 1 << 20
 
 TO_VCPUS = [Figure(f"clone_to_vcpus_p{percent}", "s", "<= 0.35" if percent == 50 else "") for percent in (50, 95, 99)]
 BESIDE_HAND = Figure("clone_to_vcpus_beside_qemu_by_hand", "s")
@@ -66,7 +65,7 @@ def _one_at_a_time(host: Host, folder: Path) -> Iterator[Row]:
         if number == 0:
             arguments = arguments_of(vm)
             time.sleep(IDLE_S)
-            idle, disk = unique_mib(vm), host.overlay(vm).stat().st_blocks * 512 / _MIB
+            idle, disk = private_mib(vm.domain), host.overlay(vm).stat().st_blocks * 512 / MIB
         host.end(vm)
         if number < BY_HAND:
             hands.append(by_hand(arguments, host, folder))
@@ -83,7 +82,7 @@ def _one_at_a_time(host: Host, folder: Path) -> Iterator[Row]:
         note=f"{BY_HAND} by hand",
     )
     booted = host.boot()
-    alone = unique_mib(booted)
+    alone = private_mib(booted.domain)
     file = save(booted, folder)
     restores = [restore(booted, file, host) for _ in range(RESTORES)]
     host.end(booted)
@@ -99,7 +98,7 @@ def _one_at_a_time(host: Host, folder: Path) -> Iterator[Row]:
         DISK,
         disk,
         peer="the image's disk",
-        peer_value=host.image.disk.stat().st_blocks * 512 / _MIB,
+        peer_value=host.image.disk.stat().st_blocks * 512 / MIB,
         note="blocks of the overlay, at the gate",
     )
 
@@ -166,7 +165,7 @@ class Holdings(msgspec.Struct, frozen=True):
         pids = [os.getpid(), *_libvirtd()]
         return cls(
             descriptors=sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
-            resident_mib=sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / _MIB for pid in pids),
+            resident_mib=sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / MIB for pid in pids),
             files=sum(path.is_file() for path in folder.rglob("*")),
         )
 
@@ -176,16 +175,6 @@ def _libvirtd() -> list[int]:
         return [int(Path("/run/libvirtd.pid").read_text())]
     except (OSError, ValueError):
         return []
-
-
-def unique_mib(vm: Vm) -> float:
-    """Memory that goes when this VM's QEMU goes: its private pages, in MiB."""
-    return private_mib(int((PIDS / f"{vm.domain}.pid").read_text()))
-
-
-def private_mib(pid: int) -> float:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) / 1024
 
 
 def _steps(steps: Sequence[dict[str, float]]) -> str:

@@ -38,11 +38,16 @@ def lab_of_three(logs: Path) -> Iterator[Lab]:
     with Lab(f"icd-demo-{secrets.token_hex(3)}", logs=logs, classes=CLASSES) as lab:
         lab.start_stack()
         scenario.accelerator_of(lab)
-        lab.simulated("PUT", f"repositories/acme/app/files/{POLICY_PATH}", content=POLICY.encode())
+        policy(lab)
         deadline = Deadline(time.monotonic() + TEMPLATE_WITHIN_S, "the host has no template")
         while not _has_template(lab):
             deadline.pause(0.5)
         yield lab
+
+
+def policy(lab: Lab) -> None:
+    """Put the policy into the repository whose jobs these are."""
+    lab.simulated("PUT", f"repositories/acme/app/files/{POLICY_PATH}", content=POLICY.encode())
 
 
 def order_of(counts: Mapping[Kind, int]) -> list[Kind]:
@@ -59,12 +64,21 @@ def start(lab: Lab, kind: Kind) -> dict[str, float]:
         deadline = Deadline(time.monotonic() + WARM_WITHIN_S, "no machine waits")
         while not any(machine["machine_class"] == "ironcd-warm" for machine in _host(lab).get("warm", ())):
             deadline.pause(0.1)
+    return milestones_of(end(lab, kind, begin(lab, kind)))
+
+
+def begin(lab: Lab, kind: Kind, *, run: str = "true") -> int:
+    """Start a job whose only step is the shell's command ``run``; its id."""
     workflow = {
         "name": "CI",
-        "jobs": {"job": {"runs-on": [f"ironcd-{kind}"], "steps": [{"name": "step", "run": "true"}]}},
+        "jobs": {"job": {"runs-on": [f"ironcd-{kind}"], "steps": [{"name": "step", "run": run}]}},
     }
     asked = {"repository": "app", "workflow": workflow, "event": "push"}
-    job_id = lab.simulated("POST", "runs", json=asked)["jobs"][0]["id"]
+    return int(lab.simulated("POST", "runs", json=asked)["jobs"][0]["id"])
+
+
+def end(lab: Lab, kind: Kind, job_id: int) -> scenario.Job:
+    """The job, once it is over.  Raises RuntimeError where it failed, or its machine was of another kind."""
     deadline = Deadline(time.monotonic() + JOB_WITHIN_S, f"the {kind} job {job_id} didn't end")
     while not scenario.is_over(job := scenario.job_of(lab, job_id)):
         deadline.pause(0.2)
@@ -75,7 +89,7 @@ def start(lab: Lab, kind: Kind) -> dict[str, float]:
         raise RuntimeError(
             f"a {kind} start became {runner['start'] or 'none'}: {runner['cold_because'] or 'no reason told'}"
         )
-    return milestones_of(job)
+    return job
 
 
 def span(milestones: Mapping[str, float], first: str, last: str) -> float:

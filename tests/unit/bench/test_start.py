@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import start, start_jobs
+from bench import start, start_jobs, start_memory
 
 
 def made(base: float, runner: float, step: float) -> dict[str, float]:
@@ -26,7 +26,8 @@ def rows() -> dict[str, object]:
 
 
 def test_every_figure_that_is_announced_is_measured():
-    assert rows().keys() == {figure.name for figure in start.BENCH.figures}
+    running = start_memory.rows_of(start_memory.Taken(350, 1), start_memory.Taken(800, 4))
+    assert rows().keys() | {row.name for row in running} == {figure.name for figure in start.BENCH.figures}
 
 
 def test_each_kind_stands_beside_the_one_that_it_must_beat():
@@ -72,3 +73,27 @@ def test_how_many_can_be_asked_for(asked, clones):
 def test_a_count_must_be_one(asked):
     with pytest.raises(ValueError, match=asked):
         start.counts_of(asked)
+
+
+ROLLUP = """55d0-7ffd ---p 00000000 00:00 0    [rollup]
+Rss:              900000 kB
+Pss:              400000 kB
+Pss_Dirty:        300000 kB
+Shared_Clean:     400000 kB
+Private_Clean:      1024 kB
+Private_Dirty:    357376 kB
+Referenced:       900000 kB
+"""
+
+
+def test_what_a_machine_has_to_itself_are_its_private_pages():
+    assert start_memory.private_mib_in(ROLLUP) == 350.0
+
+
+def test_a_clone_that_shares_little_while_it_runs_fails_its_bar():
+    def passed(clone: float) -> bool:
+        row, _ = start_memory.rows_of(start_memory.Taken(clone, 1), start_memory.Taken(800, 4))
+        return row.passed
+
+    assert passed(350)
+    assert not passed(700)
