@@ -8,7 +8,7 @@
 ``GET /api/v1/runners/{id}``
 ``GET /api/v1/hosts``
 ``POST .../hosts/{host}``    ``/cordon?why=`` has it get no new runner, ``/uncordon`` takes that back,
-                           ``/rebuild-templates`` has it make its templates anew
+                           ``/rebuild-templates`` has it make its templates anew, ``/remove-template?key=`` remove one
 ``GET /api/v1/policy``       ``?repo=``: what a job of a repository would get now, rule by rule; ``?job=``: what a job got
 ===========================  ============================================================================
 """
@@ -180,6 +180,13 @@ class AdminApi:
         log.info("templates_rebuilt", host=host)
         return as_json({"host": host, "templates_since": now})
 
+    async def remove_template(self, host: str, key: str = Query(pattern="^[0-9a-f]{64}$")) -> Response:
+        await self._must_know(host)
+        now = self._clock()
+        await asked(self._store.remove_template(host, key, now))
+        log.info("template_removal_wanted", host=host, key=key[:12])
+        return as_json({"host": host, "key": key, "removed_at": now})
+
     async def _must_know(self, host: str) -> None:
         if host not in self._hosts and host not in await asked(self._store.sightings()):
             raise HTTPException(404, f"no host {host} is known")
@@ -231,6 +238,8 @@ def router(api: AdminApi, authenticate: Callable[[Request], None]) -> APIRouter:
     routes.add_api_route("/hosts/{host}/uncordon", api.uncordon, methods=["POST"], response_class=Response)
     rebuild = "/hosts/{host}/rebuild-templates"
     routes.add_api_route(rebuild, api.rebuild_templates, methods=["POST"], response_class=Response)
+    remove = "/hosts/{host}/remove-template"
+    routes.add_api_route(remove, api.remove_template, methods=["POST"], response_class=Response)
     return routes
 
 

@@ -117,6 +117,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "hosts:templates"
 
     @property
+    def templates_removed(self) -> str:
+        """Hash of ``KEY HOST`` to when an admin removed that template.  The admin API alone writes it."""
+        return self.prefix + "hosts:templates:removed"
+
+    @property
     def ward(self) -> str:
         """What is remembered of failed starts, and the hosts and images in quarantine."""
         return self.prefix + "quarantine"

@@ -65,7 +65,8 @@ class Told(msgspec.Struct, frozen=True):
     unwanted: frozenset[str]
     sum: Sum | None
     cordoned: bool
-    templates_since: float
+    templates: tuple[float, dict[str, float]]
+    """What admins want of them."""
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -339,8 +340,8 @@ class Pass:
 
     def _told(self, host: str, records: tuple[RunnerRecord, ...], unwanted: frozenset[str]) -> Told:
         world = self.world
-        since = world.templates_since.get(host, 0.0)
-        return Told(records, unwanted, world.sums.get(host), host in world.cordoned, since)
+        templates = (world.templates_since.get(host, 0.0), world.templates_removed.get(host, {}))
+        return Told(records, unwanted, world.sums.get(host), host in world.cordoned, templates)
 
     async def _policy(self, digest: str) -> Policy | None:
         return self.world.baseline if digest == self.world.baseline.digest else await self.means.store.policy(digest)

@@ -153,6 +153,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Hosts that are to be empty."""
     templates_since: dict[str, float] = {}
     """Hosts to when an admin wanted their templates made anew."""
+    templates_removed: dict[str, dict[str, float]] = {}
+    """Hosts to the keys of templates that an admin removed, and when."""
     served: dict[str, float] = {}
     """Repository (in lower case) to when a runner was last made for a job of it."""
     outage_since: float = 0.0

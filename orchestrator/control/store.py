@@ -15,6 +15,7 @@ import redis.asyncio as aioredis
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from orchestrator.control import template_removals
 from orchestrator.control.changes import Changes, Names
 from orchestrator.control.records import Drain, Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
 from orchestrator.core.errors import StoreError
@@ -165,8 +166,9 @@ class Store:
             pipe.hgetall(names.draining)
             pipe.get(names.listening)
             pipe.hgetall(names.templates_since)
+            pipe.hgetall(names.templates_removed)
             _, jobs, runners, sightings, sums, inbox, *rest = await self._ask(pipe.execute())
-        known, outage, cordoned, ward, lifted, served, releases, draining, listening, templates_since = rest
+        known, outage, cordoned, ward, lifted, served, releases, draining, listening, *templates = rest
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -181,7 +183,8 @@ class Store:
             lifted={subject: float(at) for subject, at in _texts(lifted).items()},
             draining=_drains(draining),
             listening=_listening(listening),
-            templates_since={host: float(at) for host, at in _texts(templates_since).items()},
+            templates_since={host: float(at) for host, at in _texts(templates[0]).items()},
+            templates_removed=template_removals.by_host(_texts(templates[1])),
             served={repo.decode(): at for repo, at in served},
         )
 
@@ -238,6 +241,14 @@ class Store:
 
     async def rebuild_templates(self, host: str, now: float) -> None:
         await self._ask(self.client.hset(self.names.templates_since, host, str(now)))
+
+    async def remove_template(self, host: str, key: str, now: float) -> None:
+        """Have ``host`` remove its template ``key``; a host that was away hears of it for so many days."""
+        name = self.names.templates_removed
+        old = template_removals.old(_texts(await self._ask(self.client.hgetall(name))), now)
+        if old:
+            await self._ask(self.client.hdel(name, *old))
+        await self._ask(self.client.hset(name, template_removals.field_of(host, key), str(now)))
 
     async def uncordon(self, host: str) -> None:
         await self._ask(self.client.hdel(self.names.cordoned, host))

@@ -72,6 +72,7 @@ class World:
         self.sums = dict(snapshot.sums)
         self.draining = snapshot.draining
         self.templates_since = snapshot.templates_since
+        self.templates_removed = snapshot.templates_removed
         self.cordoned = {**snapshot.cordoned, **{host: drain.why for host, drain in snapshot.draining.items()}}
         self.quarantines = Quarantines(snapshot.ward, snapshot.lifted, now)
         self.served = dict(snapshot.served)

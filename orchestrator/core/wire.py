@@ -124,6 +124,8 @@ class Desired(msgspec.Struct, frozen=True):
     """Classes that the host should have templates for, and machines waiting."""
     templates_since: float = 0.0
     """Templates that were made before are to be made anew; seconds since the epoch."""
+    templates_removed: dict[str, float] = {}
+    """Key of a template to when it was removed: one that was made before goes, and comes again where a class or a job wants it."""
 
 
 class Image(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -118,7 +118,7 @@ class Agent:
             self._generation = desired.generation
             self._classes = desired.classes
             self._informed = True
-            self.parts.templates.want(desired.classes, desired.templates_since)
+            self.parts.templates.want(desired.classes, desired.templates_since, desired.templates_removed)
             if changed:
                 clean = msgspec.structs.replace(desired, runners=tuple(map(without_secret, desired.runners)))
                 self._desired = msgspec.json.encode(clean)
@@ -434,7 +434,7 @@ class Agent:
             log.warning("desired_unreadable", error=str(error))
             return
         self._wishes = {wish.id: wish for wish in desired.runners if _is_usable(wish)}
-        self.parts.templates.want(desired.classes, desired.templates_since)
+        self.parts.templates.want(desired.classes, desired.templates_since, desired.templates_removed)
         self._classes = desired.classes
         self._informed = True
 

@@ -9,7 +9,7 @@ cold, and their records say why.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -78,6 +78,7 @@ class Templates:
         self._classes: tuple[MachineClass, ...] = ()
         self._asked: dict[str, MachineClass] = {}
         self._since = 0.0
+        self._removed: Mapping[str, float] = {}
         self._looked_at = 0.0
         self._thread: threading.Thread | None = None
         self._build: Build | None = None
@@ -130,10 +131,12 @@ class Templates:
 
     # --- for the agent
 
-    def want(self, classes: Iterable[MachineClass], since: float = 0.0) -> None:
-        """Templates for ``classes``, made after ``since`` (seconds since the epoch)."""
+    def want(
+        self, classes: Iterable[MachineClass], since: float = 0.0, removed: Mapping[str, float] | None = None
+    ) -> None:
+        """Templates for ``classes``, made after ``since`` (seconds since the epoch), and those in ``removed`` after their own time."""
         with self._lock:
-            self._classes, self._since = tuple(classes), since
+            self._classes, self._since, self._removed = tuple(classes), since, removed or {}
             self._looked_at = 0.0
 
     @property
@@ -214,6 +217,7 @@ class Templates:
     def _look(self, now: float) -> None:
         """Which templates are wanted now, and which are there."""
         self._hypervisor = ""
+        self._remove()
         wanted: dict[str, _Known] = {}
         for machine in (*self._classes, *self._asked.values()):
             if machine.start == "cold" or machine.gpus:
@@ -236,6 +240,24 @@ class Templates:
             if known.template is not None and known.template.manifest.created < self._since:
                 self._discard(known, "to be made anew")
         self._forget_unwanted(now)
+
+    def _remove(self) -> None:
+        """What an admin removed goes.  A class has it made anew; a size that a job asked for waits until the next one does."""
+        folder = self._parts.paths.templates
+        for key in self._removed.keys() & set(files.list_keys(folder)):
+            try:
+                created = files.read(folder / key).manifest.created
+            except HostError:
+                continue  # it isn't whole, and goes for that
+            if created >= self._removed[key]:
+                continue
+            log.info("template_removed", key=key[:12], by="an admin")
+            self._asked.pop(key, None)
+            known = self._known.get(key)
+            if known is None:
+                files.remove(folder / key)
+            else:
+                self._discard(known, "removed, and to be made anew")
 
     def _next(self, now: float, has_room: Callable[[MachineClass], bool]) -> Callable[[], None] | None:
         folder = self._parts.paths.templates

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator.control import admin_api, metrics
+from orchestrator.control import admin_api, metrics, template_removals
 from orchestrator.control.auth import AdminToken
 from orchestrator.control.records import Sighting
 from orchestrator.control.store import Store
@@ -182,6 +182,27 @@ async def test_templates_are_made_anew_where_an_admin_wants_it(client: httpx.Asy
     await stage.look()
     _, raw = await stage.store.desired("h1")
     assert msgspec.json.decode(raw or b"", type=Desired).templates_since == stage.now
+
+
+async def test_a_template_is_removed_where_an_admin_wants_it(client: httpx.AsyncClient, stage: Stage) -> None:
+    async def wanted() -> dict[str, float]:
+        await stage.look()
+        _, raw = await stage.store.desired("h1")
+        return msgspec.json.decode(raw or b"", type=Desired).templates_removed
+
+    path, (one, other) = "/api/v1/hosts/h1/remove-template", ("a" * 64, "b" * 64)
+    await stage.hosts_move()
+    assert await wanted() == {}
+    for bad, key, status in (("nobody", one, 404), ("h1", "../x", 422), ("h1", "a" * 63, 422)):
+        answer = await client.post(path.replace("h1", bad), params={"key": key})
+        assert answer.status_code == status
+    assert (await client.post(path, params={"key": one}, headers={"Authorization": ""})).status_code == 401
+    began = stage.now
+    assert (await client.post(path, params={"key": one})).json() == {"host": "h1", "key": one, "removed_at": began}
+    assert await wanted() == {one: began}
+    stage.now += template_removals.KEPT_S + 1
+    await client.post(path, params={"key": other})
+    assert (await stage.store.snapshot()).templates_removed == {"h1": {other: stage.now}}, "old ones are forgotten"
 
 
 async def test_templates_and_how_machines_were_started_are_shown(client: httpx.AsyncClient, stage: Stage) -> None:

@@ -282,6 +282,47 @@ def test_templates_are_made_anew_where_that_is_wanted(host) -> None:
     assert len(host.hypervisor.specs) == 2, "and only once"
 
 
+def test_one_that_is_removed_is_made_anew_for_its_class(host) -> None:
+    key = host.ready().template.key
+    host.templates.want((MACHINE,), 0.0, {key: 1.0, "f" * 64: host.now})
+    host.turn()
+    assert host.states() == ["ready"], "it is younger than that"
+    host.room = False
+    host.templates.want((MACHINE,), 0.0, {key: host.now})
+    host.until(lambda: not files.list_keys(host.paths.templates))
+    assert "removed" in host.cold()
+    host.room = True
+    host.until(lambda: len(host.hypervisor.specs) == 2 and host.states() == ["ready"])
+    for _ in range(5):
+        host.turn()
+    assert len(host.hypervisor.specs) == 2, "and only once"
+
+
+def test_one_that_is_removed_and_that_no_class_wants_stays_away_until_a_job_does(host) -> None:
+    host.want(msgspec.structs.replace(MACHINE, start="cold"))
+    asked = msgspec.structs.replace(MACHINE, memory_mib=4)
+    host.cold(asked)
+    host.until(lambda: host.states() == ["ready"])
+    key = host.templates.lease(asked, host.image).template.key
+    host.templates.want((), 0.0, {key: host.now})
+    host.until(lambda: not files.list_keys(host.paths.templates))
+    for _ in range(5):
+        host.turn()
+    assert host.templates.observe() == ()
+    assert len(host.hypervisor.specs) == 1
+    assert "no template of this size yet" in host.cold(asked)
+    host.until(lambda: host.states() == ["ready"])
+
+
+def test_one_that_another_agent_made_is_removed_too(host) -> None:
+    key = host.ready().template.key
+    host.templates.close()
+    host.templates = host.parts.templates = Templates(host.parts)
+    host.templates.want((), 0.0, {key: host.now})
+    host.turn()
+    assert files.list_keys(host.paths.templates) == []
+
+
 def test_what_nobody_wants_any_more_goes_but_not_under_a_clone(host) -> None:
     key = host.ready().template.key
     host.templates.uses = lambda: {key: 1}
