@@ -59,12 +59,17 @@ class Lines:
 
 
 class Channel:
-    """The virtio-serial port.  A port whose host end is closed reads as ended and polls as hung up, again and again."""
+    """The virtio-serial port.  A port whose host end is closed reads as ended and polls as hung up, again and again.
 
-    def __init__(self) -> None:
-        self.descriptor = os.open(find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    What the host wrote before it left is still there to be read, and counts.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """``descriptor`` doesn't block."""
+        self.descriptor = descriptor
         self.connected = False
         self.lines = Lines(8 * 1024)
+        self._last_words: list[bytes] = []
         self._unsent = b""
 
     def changed(self) -> bool:
@@ -81,16 +86,27 @@ class Channel:
 
     def _now(self, *, connected: bool) -> bool:
         before, self.connected = self.connected, connected
+        if before and not connected:
+            self._last_words = self._rest()
         if before != connected:
             self._unsent = b""
             self.lines = Lines(8 * 1024)
         return before != connected
 
     def read(self) -> list[bytes]:
-        try:
-            return self.lines.feed(os.read(self.descriptor, 4096))
-        except BlockingIOError:
-            return []
+        """Whole lines that have come, those before a hang-up first."""
+        said, self._last_words = self._last_words, []
+        with contextlib.suppress(BlockingIOError):
+            said += self.lines.feed(os.read(self.descriptor, 4096))
+        return said
+
+    def _rest(self) -> list[bytes]:
+        """All that was written before a hang-up."""
+        said = []
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.descriptor, 4096):
+                said += self.lines.feed(data)
+        return said
 
     def send(self, data: bytes) -> None:
         self._unsent += data
@@ -109,7 +125,7 @@ class Guest:
         with open(FACTS, encoding="utf-8") as file:
             facts = json.load(file)
         self.session = Session(facts["digest"], facts["cloud_init"], time.monotonic())
-        self.channel = Channel()
+        self.channel = Channel(os.open(find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         self.registration = ""
         self.runner: runner.Runner | None = None
         self.output = Lines(4 * 1024)
@@ -122,8 +138,7 @@ class Guest:
     def run(self) -> None:
         while not self.ended:
             if self.channel.changed():
-                now = time.monotonic()
-                self.do(self.session.opened() if self.channel.connected else self.session.closed(now))
+                self.came_or_went()
             if self.session.state == "seeding":
                 self.seed()
             self.wait()
@@ -131,6 +146,14 @@ class Guest:
         deadline = time.monotonic() + _FLUSH_S
         while self.channel.connected and not self.channel.flush() and time.monotonic() < deadline:
             time.sleep(0.05)
+
+    def came_or_went(self) -> None:
+        """The host did, at its end of the channel."""
+        if self.channel.connected:
+            self.do(self.session.opened())
+            return
+        self.handle(self.channel.descriptor)
+        self.do(self.session.closed(time.monotonic()))
 
     def seed(self) -> None:
         """Have cloud-init go through its stages; then take what it was given."""
@@ -168,7 +191,7 @@ class Guest:
         for descriptor, event in poll.poll((_SOON_S if at_once else _TICK_S) * 1000):
             if descriptor == self.channel.descriptor and event & select.POLLHUP:
                 if self.channel.hung_up():
-                    self.do(self.session.closed(time.monotonic()))
+                    self.came_or_went()
             else:
                 self.handle(descriptor)
 
