@@ -30,7 +30,7 @@ INBOX_AT_ONCE = 500
 SERVED_FOR_S = 86400.0
 """Longer than any job may wait at GitHub."""
 
-_COMMIT = """
+COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return redis.error_reply('FENCED another worker has the lease')
 end
@@ -45,12 +45,12 @@ while i <= #ARGV do
 end
 return 1
 """
-_ACQUIRE = """
+ACQUIRE = """
 local token = redis.call('INCR', KEYS[2])
 if redis.call('SET', KEYS[1], token, 'NX', 'PX', ARGV[1]) then return token end
 return 0
 """
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 _T = TypeVar("_T")
 log = structlog.get_logger()
@@ -99,9 +99,9 @@ class Store:
     def __init__(self, client: aioredis.Redis, prefix: str = "ironcd:") -> None:
         self.client = client
         self.names = Names(prefix)
-        self._commit = client.register_script(_COMMIT)
-        self._acquire = client.register_script(_ACQUIRE)
-        self._release = client.register_script(_RELEASE)
+        self._commit = client.register_script(COMMIT)
+        self._acquire = client.register_script(ACQUIRE)
+        self._release = client.register_script(RELEASE)
         self._jobs = _Decoded(JobRecord)
         self._runners = _Decoded(RunnerRecord)
         self._sightings = _Decoded(Sighting)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
+from orchestrator.control.redis_fake import RedisFake
 from orchestrator.control.store import LEASE_MS, LeaseLost, Store
 from orchestrator.core.errors import StoreError
 from orchestrator.core.flow import Identity
@@ -24,9 +25,11 @@ from orchestrator.core.wire import Desired, Observed
 ULID = "01J0000000000000000000000A"
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.real)])
+@pytest.fixture(params=["memory", "fake", pytest.param("real", marks=pytest.mark.real)])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    if request.param == "fake":
+    if request.param == "memory":
+        made = Store(RedisFake(), "x:")  # type: ignore[arg-type]
+    elif request.param == "fake":
         made = Store(fakeredis.FakeAsyncRedis(), "x:")
     else:
         made = Store.at(request.getfixturevalue("redis_server").url, "x:")

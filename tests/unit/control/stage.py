@@ -1,4 +1,4 @@
-"""A whole control plane on a table: fake Redis, a GitHub in memory, hosts that do as they are told, and a clock to turn.
+"""A whole control plane on a table: a Redis in memory, a GitHub in memory, hosts that do as they are told, and a clock to turn.
 
 Nothing here waits: `Stage.run` looks, lets the hosts move by one step each, lets GitHub do what GitHub does, and turns
 the clock, until nothing changes any more.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-import fakeredis
 import msgspec
 from ulid import ULID
 
@@ -20,6 +20,7 @@ from orchestrator.control.github_transport import Limit
 from orchestrator.control.governor import Governor
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
+from orchestrator.control.redis_fake import RedisFake
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
@@ -116,9 +117,17 @@ class Host:
 
 
 class Stage:
-    def __init__(self, folder: Path, *, hosts: Iterable[Host] = (), settings: ControlSettings | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        hosts: Iterable[Host] = (),
+        settings: ControlSettings | None = None,
+        redis: Any = None,
+    ) -> None:
+        """``redis``: a client of another one than that in memory, for scripts in Lua."""
         self.now = 1_700_000_000.0
-        self.redis = fakeredis.FakeAsyncRedis()
+        self.redis: Any = redis or RedisFake(clock=self.clock)
         self.store = Store(self.redis, "t:")
         self.github = FakeGitHub()
         self.github.apps[INSTALLATION] = Installation(INSTALLATION, ORG, organization=True)

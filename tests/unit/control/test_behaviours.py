@@ -459,10 +459,7 @@ async def test_the_jit_is_sealed_and_forgotten(stage: Stage) -> None:
     await stage.deliver(stage.job(1))
     await stage.look()
     (runner,) = await stage.runners()
-    everything = b""
-    for key in await stage.redis.keys("*"):
-        kind = await stage.redis.type(key)
-        everything += await stage.redis.dump(key) if kind != b"none" else b""
+    everything = stage.redis.data.everything()
     await stage.hosts_move()
     jit = stage.hosts["h1"].jits[runner.id]
     assert jit.encode() not in everything

@@ -121,17 +121,17 @@ async def test_row_02_a_delivery_that_github_never_made(stage: Stage) -> None:
     await ends_well(stage, 2)
 
 
-async def test_row_03_a_delivery_made_thrice_and_a_lost_hint(stage: Stage) -> None:
-    await looked_once(stage)
-    hook, payload = Hook(stage), payload_of(1)
-    stage.job(1)
+async def test_row_03_a_delivery_made_thrice_and_a_lost_hint(lua_stage: Stage) -> None:
+    await looked_once(lua_stage)
+    hook, payload = Hook(lua_stage), payload_of(1)
+    lua_stage.job(1)
     answers = [await hook.post(payload, guid=guid) for guid in ("a", "a", "a", "b")]
     assert [answer.status_code for answer in answers] == [202] * 4
-    assert (await stage.store.lengths())["inbox"] == 2
-    await stage.redis.delete(stage.store.names.hint)
-    await stage.look()
-    assert len(await stage.runners()) == 1
-    assert (await stage.job_record(1)).job.served == "yes"
+    assert (await lua_stage.store.lengths())["inbox"] == 2
+    await lua_stage.redis.delete(lua_stage.store.names.hint)
+    await lua_stage.look()
+    assert len(await lua_stage.runners()) == 1
+    assert (await lua_stage.job_record(1)).job.served == "yes"
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["queued", "in_progress", "completed"])))
@@ -154,26 +154,26 @@ async def test_row_04_events_in_any_order(order: tuple[str, ...], stage: Stage) 
         assert (await stage.job_record(1)).runners == ()
 
 
-async def test_row_05_poison(stage: Stage) -> None:
-    await looked_once(stage)
-    hook, good = Hook(stage), payload_of(1)
-    stage.job(1)
+async def test_row_05_poison(lua_stage: Stage) -> None:
+    await looked_once(lua_stage)
+    hook, good = Hook(lua_stage), payload_of(1)
+    lua_stage.job(1)
     refused = await hook.post(good, secret=b"wrong")
     assert (refused.status_code, b"job" in refused.content) == (401, False)
-    assert await stage.store.lengths() == {"inbox": 0, "dead": 0}
+    assert await lua_stage.store.lengths() == {"inbox": 0, "dead": 0}
     foreign = payload_of(2, installation=666)
     odd = payload_of(3) | {"action": "invented"}
     broken = payload_of(4)
     broken["workflow_job"] = "not a job"
     for number, payload in enumerate((foreign, odd, broken)):
         assert (await hook.post(payload, guid=f"odd-{number}")).status_code == 202, "an error would bring it again"
-    await stage.look()
-    assert await stage.runners() == []
-    lengths = await stage.store.lengths()
+    await lua_stage.look()
+    assert await lua_stage.runners() == []
+    lengths = await lua_stage.store.lengths()
     assert (lengths["inbox"], lengths["dead"] >= 2) == (0, True)
     assert (await hook.post(good, guid="again", secret=b"the next one")).status_code == 202, "two secrets hold"
-    await stage.look()
-    assert (await stage.job_record(1)).job.served == "yes"
+    await lua_stage.look()
+    assert (await lua_stage.job_record(1)).job.served == "yes"
 
 
 async def test_row_06_our_runner_takes_another_job(stage: Stage) -> None:
