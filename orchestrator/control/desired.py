@@ -14,6 +14,8 @@ from orchestrator.core.machine import MachineClass
 from orchestrator.core.policy import Policy
 from orchestrator.core.wire import Desired, DesiredRunner
 
+IDLE_GRACE_S = 120.0
+"""A host waits so much longer than we do before it ends a runner that has no job."""
 PolicyOf = Callable[[str], Awaitable[Policy | None]]
 
 
@@ -67,7 +69,23 @@ async def _wished(world: World, record: RunnerRecord, policy_of: PolicyOf) -> De
         refused=record.refused,
         boot_by=record.boot_by,
         end_by=life.deadline if life.phase == "RUNNING" else record.end_by,
+        idle_s=idle_s(world, record),
     )
+
+
+def idle_s(world: World, record: RunnerRecord) -> float:
+    """After how long its host ends the runner for want of a job; 0 for never.
+
+    Later than we would have GitHub take it back, which alone can know whether a job got in: the host's end is for when
+    we are away.  In an outage of GitHub nobody can know, and nothing is ended for that.
+    """
+    life = record.life
+    if life.phase not in ("BOOTING", "READY") or world.outage_since:
+        return 0.0
+    if life.phase == "BOOTING":
+        return round(world.settings.deadlines.ready_s + IDLE_GRACE_S)
+    late = life.since - record.marks.get("runner_listening", life.since)
+    return round(life.deadline - life.since + IDLE_GRACE_S + (late if late > IDLE_GRACE_S / 2 else 0.0))
 
 
 def _unwanted(world: World, runner_id: str) -> DesiredRunner:

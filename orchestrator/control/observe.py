@@ -9,7 +9,7 @@ import msgspec
 from orchestrator.control.outage import HELD
 from orchestrator.control.quarantine import said
 from orchestrator.control.records import RunnerRecord, Sighting
-from orchestrator.control.world import LIVE, World
+from orchestrator.control.world import IDLED, LIVE, World
 from orchestrator.core.clocks import UNKNOWN_WAY_S, skew_of_sender
 from orchestrator.core.listening import silence
 from orchestrator.core.machine import MachineClass
@@ -121,7 +121,7 @@ def _observe_runner(world: World, runner_id: str, seen: ObservedRunner) -> None:
         world.happen(runner_id, RunnerListened())
     if record.bound and seen.policy == record.policy and seen.generation >= record.generation:
         world.happen(runner_id, PolicyBound(record.policy))
-    stopped = seen.exit_code == 0 and seen.failure is not None
+    stopped = seen.failure is not None and (seen.exit_code == 0 or seen.failure.code == IDLED)
     if (seen.exit_code is not None or "runner_exited" in record.marks) and not stopped:
         world.happen(runner_id, RunnerExited(seen.exit_code if seen.exit_code is not None else 0))
     elif seen.failure is not None:

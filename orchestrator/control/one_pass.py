@@ -67,6 +67,7 @@ class Told(msgspec.Struct, frozen=True):
     cordoned: bool
     templates: tuple[float, dict[str, float]]
     """What admins want of them."""
+    outage: bool
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -341,7 +342,8 @@ class Pass:
     def _told(self, host: str, records: tuple[RunnerRecord, ...], unwanted: frozenset[str]) -> Told:
         world = self.world
         templates = (world.templates_since.get(host, 0.0), world.templates_removed.get(host, {}))
-        return Told(records, unwanted, world.sums.get(host), host in world.cordoned, templates)
+        outage = bool(world.outage_since)
+        return Told(records, unwanted, world.sums.get(host), host in world.cordoned, templates, outage)
 
     async def _policy(self, digest: str) -> Policy | None:
         return self.world.baseline if digest == self.world.baseline.digest else await self.means.store.policy(digest)

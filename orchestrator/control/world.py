@@ -53,8 +53,9 @@ ON_ITS_WAY: frozenset[Phase] = frozenset({"WANTED", "BOOTING", "READY"})
 LIVE: frozenset[Phase] = frozenset({"BOOTING", "READY", "RUNNING"})
 NO_FAILURE = frozenset({"surplus", "job_completed", "wanted_too_long", "drained"})
 """Reasons to end that say nothing against the host or the job."""
-TOO_LATE = "boot-timeout"
-"""A host's code for a deadline that it kept by itself, before we noticed."""
+IDLED = "idle-too-long"
+TOO_LATE = frozenset({"boot-timeout", IDLED})
+"""A host's codes for deadlines that it kept by itself, before we did."""
 INCIDENTS = {"session_conflict": "jit_used_twice", "runner_too_old": "runner_too_old"}
 """Reasons to end that a person must hear of, and what each is called in the metrics and the log."""
 
@@ -154,7 +155,7 @@ class World:
         after = step.runner
         if after == before:
             return False
-        if isinstance(event, Ticked) or (isinstance(event, VmFailed) and event.reason == TOO_LATE):
+        if isinstance(event, Ticked) or (isinstance(event, VmFailed) and event.reason in TOO_LATE):
             self.count(f"deadlines_missed{{phase={before.phase}}}")
         record = msgspec.structs.replace(record, life=after, tries=0, not_before=0.0, waiting="")
         what, detail = _said(event, after)

@@ -111,6 +111,10 @@ class DesiredRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds since the epoch: not listening by then, the agent gives up."""
     end_by: float = 0.0
     """Seconds since the epoch: the agent ends the VM by itself then, also with the control plane away."""
+    idle_s: float = 0.0
+    """Its runner has listened for so long without a job, by the host's own clock: the agent ends the VM by itself.
+    0: no limit, since it has a job or GitHub can't be heard.
+    """
 
     def __repr__(self) -> str:
         return f"DesiredRunner(id={self.id!r}, wish={self.wish!r}, bound={self.bound}, generation={self.generation})"

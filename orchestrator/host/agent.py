@@ -29,6 +29,7 @@ from orchestrator.host.accelerator import Choice, device_problem
 from orchestrator.host.adopt import adopt
 from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import HELLO_S, Situation, Step, next_step
+from orchestrator.host.exits import idled
 from orchestrator.host.hearing import hear
 from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import list_images
@@ -99,6 +100,8 @@ class Agent:
         self._load_desired()
         for record in self.parts.records.load():
             record.heard_at = self.parts.clock()  # what it said while nobody listened isn't known
+            if record.has("runner_listening") and not record.listened_up:
+                record.listened_up = self.parts.uptime()  # an older agent didn't note it
             self._runners[record.id] = Runner(record)
             if record.slot >= 0:
                 self.parts.slots.adopt(record.slot)
@@ -159,6 +162,7 @@ class Agent:
             orderly = why == "shutdown" or runner.record.has("runner_exited")
             runner.record.vm = "stopped" if orderly else "crashed"
             runner.record.end_reason = f"the VM ended by itself ({why})"
+            runner.record.failure = runner.record.failure or idled(runner.record)
             if not orderly:
                 self._note_crash(runner, why)
         log.info("vm_ended", runner=ulid, why=why)
@@ -301,7 +305,8 @@ class Agent:
         # Whatever is to be done next: a step that tells the guest something can't be done before.
         self._keep_channel(runner)
         hello_s = HELLO_S if self.choice.accelerator == "kvm" else 0.0
-        step = next_step(want, runner.record if runner else None, _situation(runner, missing_s, hello_s), now)
+        situation = self._situation(runner, missing_s, hello_s)
+        step = next_step(want, runner.record if runner else None, situation, now)
         if step.verb == "keep":
             return
         if step.verb == "forget":
@@ -319,6 +324,20 @@ class Agent:
             machine = want.machine if want is not None else MachineClass("unknown")
             runner = self._runners[ulid] = Runner(Record(id=ulid, machine=machine))
         self._submit(runner, want, step)
+
+    def _situation(self, runner: Runner | None, missing_s: float, hello_s: float) -> Situation:
+        if runner is None:
+            return Situation(missing_s=missing_s)
+        listened_up = runner.record.listened_up
+        return Situation(
+            missing_s=missing_s,
+            applied=runner.applied,
+            stop_told=runner.stop_told,
+            refused_at=runner.refused_at,
+            seed_tried_at=runner.seed_tried_at,
+            listening_s=self.parts.uptime() - listened_up if listened_up else 0.0,
+            hello_s=hello_s,
+        )
 
     def _submit(self, runner: Runner, want: DesiredRunner | None, step: Step) -> None:
         runner.busy = step.verb
@@ -451,19 +470,6 @@ class Agent:
             return False
         self._adopted = True
         return True
-
-
-def _situation(runner: Runner | None, missing_s: float, hello_s: float) -> Situation:
-    if runner is None:
-        return Situation(missing_s=missing_s)
-    return Situation(
-        missing_s=missing_s,
-        applied=runner.applied,
-        stop_told=runner.stop_told,
-        refused_at=runner.refused_at,
-        seed_tried_at=runner.seed_tried_at,
-        hello_s=hello_s,
-    )
 
 
 def _is_usable(wish: DesiredRunner) -> bool:

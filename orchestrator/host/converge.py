@@ -9,6 +9,8 @@ otherwise the next time.  The rules, first match wins:
    told that it won't start, and has a moment to fail with that reason.
    So is a VM whose job has ended and whose runner hangs.
 4. Not there yet: make it, if there is room.  A VM that was resumed once is never made again.
+   So is a runner that listens longer without a job than the control plane lets it, whether or not that can be asked; one
+   that has a job never is for that.
 5. Its guest silent for a minute after the start, or its runner not listening in time: it failed.
 6. Running: remove the seed once it was read; tell a job that gets no policy; put the wished policy in force; let the
    job's steps go.
@@ -33,6 +35,9 @@ HANGS_S = 120.0
 """A runner whose job has ended exits; one that is still there after so long hangs: it gets SIGTERM, and then the VM ends."""
 STOPPED_S = 20.0
 """How long a runner that hangs has to heed SIGTERM."""
+IDLE = "idle-too-long"
+POWER_OFF_S = 60.0
+"""A guest whose runner has exited powers itself off; one that is on so long afterwards is ended."""
 HELLO_S = 60.0
 """A guest under KVM that hasn't spoken so long after its start never will."""
 REFUSAL_S = 30.0
@@ -61,6 +66,8 @@ class Situation(msgspec.Struct, frozen=True):
     stop_told: bool = False
     refused_at: float = 0.0
     seed_tried_at: float = 0.0
+    listening_s: float = 0.0
+    """For how long its runner has been listening, by the clock that nobody sets."""
     hello_s: float = 0.0
     """A guest that is silent for so long after its start has failed; 0 where its speed isn't known (emulation)."""
 
@@ -104,9 +111,7 @@ def _first(want: DesiredRunner | None, now: float) -> Step:
 
 def _ending(want: DesiredRunner | None, record: Record, situation: Situation, now: float) -> Step | None:
     if want is None:
-        if situation.missing_s >= UNKNOWN_S:
-            return Step("end", "unknown to the control plane")
-        return None
+        return Step("end", "unknown to the control plane") if situation.missing_s >= UNKNOWN_S else None
     if want.wish == "gone":
         return _farewell(want, record, situation, now)
     if _is_over(want, now):
@@ -114,12 +119,34 @@ def _ending(want: DesiredRunner | None, record: Record, situation: Situation, no
     before = min(STOP_BEFORE_END_S, want.machine.lifetime_s / 4)
     if want.end_by and now >= want.end_by - before and record.vm == "running" and not situation.stop_told:
         return Step("stop", "its lifetime has nearly passed")
-    return _hanging(record, situation, now)
+    return _overdue(want, record, situation, now) if record.vm == "running" else None
+
+
+def _overdue(want: DesiredRunner, record: Record, situation: Situation, now: float) -> Step | None:
+    return _left_on(record, now) or _hanging(record, situation, now) or _idle(want, record, situation)
+
+
+def _left_on(record: Record, now: float) -> Step | None:
+    exited = record.marks.get("runner_exited")
+    late = exited is not None and now >= exited + POWER_OFF_S
+    return Step("end", "its runner has exited, and its machine stays on") if late else None
+
+
+def _idle(want: DesiredRunner, record: Record, situation: Situation) -> Step | None:
+    """Ended by the host alone: where the control plane is there, it has GitHub take the runner back before."""
+    if not want.idle_s or not record.has("runner_listening") or record.has("job_hint") or record.has("runner_exited"):
+        return None
+    why = f"its runner listened for {want.idle_s:.0f} s and got no job, and the control plane didn't end it"
+    if situation.listening_s >= want.idle_s + STOPPED_S:
+        return Step("fail", why, IDLE)
+    if situation.listening_s >= want.idle_s and not situation.stop_told:
+        return Step("stop", why, IDLE)
+    return None
 
 
 def _hanging(record: Record, situation: Situation, now: float) -> Step | None:
     completed = record.marks.get("job_completed")
-    if completed is None or record.vm != "running" or record.has("runner_exited"):
+    if completed is None or record.has("runner_exited"):
         return None
     if now >= completed + HANGS_S + STOPPED_S:
         return Step("end", "its job had ended, and its runner hung")

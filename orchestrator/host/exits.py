@@ -9,8 +9,21 @@ CLOCK = "clock may be out of sync"
 """GitHub's runner says so where its sign-in fails for the time, and tries again for half an hour."""
 
 
+def idled(record: Record) -> Failure | None:
+    """Why a machine was ended that had no job to do; None where that isn't why."""
+    if not record.idled or record.has("job_hint"):
+        return None
+    return Failure(
+        code="idle-too-long",
+        message=record.idled,
+        remedy="Nothing: its job gets another one. See why the control plane was away that long.",
+    )
+
+
 def failure_of(record: Record, code: int, last_lines: str, *, stopped: bool) -> Failure | None:
     """None where nothing went wrong before the runner had a job.  ``stopped``: it was told to end."""
+    if record.idled and not record.has("job_hint"):
+        return idled(record)
     if record.has("job_hint") or (code == 0 and not (stopped and not record.has("runner_listening"))):
         return None
     if CLOCK in last_lines:

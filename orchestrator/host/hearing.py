@@ -24,6 +24,9 @@ def hear(parts: Parts, runner: Runner, want: DesiredRunner | None, message: gues
     ulid = runner.record.id
     runner.record.heard_at = parts.clock()
     mark = _MARKS.get(type(message))
+    if mark == "runner_listening" and not runner.record.has(mark):
+        with runner.lock:
+            runner.record.listened_up = parts.uptime()
     if mark is not None:
         runner.mark(parts, mark)
     match message:

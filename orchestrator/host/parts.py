@@ -52,6 +52,8 @@ class Parts:
     qemu_group: int | None = None
     """Each VM's QEMU runs as a user of its own in this group; None where it runs as libvirt is configured."""
     clock: Callable[[], float] = time.time
+    uptime: Callable[[], float] = time.monotonic
+    """Seconds since the host's boot, the same in every process of that boot: nobody can set it, unlike `clock`."""
     talk: Talk = None  # type: ignore[assignment]  # set by the agent, which hears what the channels say
     templates: Templates = None  # type: ignore[assignment]  # set by the agent, which knows what runs
     reserved: dict[str, Callable[[Message], None]] = field(default_factory=dict)

@@ -48,6 +48,10 @@ class Record(msgspec.Struct):
     """Key of the template that it is a clone of."""
     heard_at: float = 0.0
     """When its guest last said anything."""
+    listened_up: float = 0.0
+    """When its runner began to listen, by the clock that nobody sets (seconds since the host's boot); 0 where it doesn't yet."""
+    idled: str = ""
+    """Why it was told to stop as a runner without a job; empty where it wasn't."""
 
     def mark(self, mark: Mark, now: float) -> bool:
         """Note when ``mark`` first became true; False where it was already."""

@@ -9,7 +9,7 @@ import structlog
 from orchestrator.core.errors import HostError, IronCDError
 from orchestrator.core.wire import DesiredRunner, Failure
 from orchestrator.host import console, guest
-from orchestrator.host.converge import Step
+from orchestrator.host.converge import IDLE, Step
 from orchestrator.host.disk import delete
 from orchestrator.host.end import end
 from orchestrator.host.erase import keeps_name
@@ -120,7 +120,11 @@ def _claimed(parts: Parts, runner: Runner, want: DesiredRunner) -> bool:
     return False
 
 
-def _stop(parts: Parts, runner: Runner, _want: DesiredRunner, _step: Step) -> None:
+def _stop(parts: Parts, runner: Runner, _want: DesiredRunner, step: Step) -> None:
+    if step.code == IDLE:
+        with runner.lock:
+            runner.record.idled = step.reason
+        runner.save(parts)  # before the guest can act on it: whoever sees its end must know why
     runner.stop_told = True
     parts.talk.send(runner.record.id, guest.Stop())
 

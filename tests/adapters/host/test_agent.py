@@ -65,6 +65,8 @@ class Host:
         self.paths = host_paths(self.settings)
         make_folders(self.paths)
         self.clock = Clock()
+        self.set_ahead_s = 0.0
+        """By how much somebody has set the host's clock ahead."""
         self.hypervisor, self.wall, self.wires = FakeHypervisor(), FakeWall(), FakeWires()
         self.gateway, self.talk = FakeGateway(self.paths.links), FakeTalk()
         self.wishes: dict[str, DesiredRunner] = {}
@@ -84,6 +86,7 @@ class Host:
             slots=Slots(self.settings.links_range),
             records=Records(self.paths.records),
             clock=self.clock,
+            uptime=lambda: self.clock.now - self.set_ahead_s,
             talk=self.talk,
             qemu_group=self.hypervisor.group(),
         )

@@ -86,6 +86,80 @@ def test_the_job_in_its_middle_goes_on_and_the_idle_runner_ends_with_its_lifetim
     assert host.files() == []
 
 
+def listening(host: Host, ulid: str = ONE, **wish: object) -> None:
+    host.wish(ulid, **wish)
+    host.until(lambda: host.seen(ulid) and host.seen(ulid).vm == "running" and not host.busy(ulid))
+    for message in (guest.Hello(), guest.JitTaken()):
+        host.agent.heard(ulid, message)
+    host.until(lambda: "seed_gone" in host.seen(ulid).marks)
+    for message in (guest.RunnerStarted(pid=5), guest.Listening()):
+        host.agent.heard(ulid, message)
+
+
+def stops(host: Host, ulid: str = ONE) -> int:
+    return host.talk.said.count((ulid, guest.Stop()))
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_an_idle_runner_is_told_to_stop_and_then_ends_long_before_its_lifetime(host, heeds):
+    """Nobody is there who could have GitHub take it back.  What the host did is told when somebody is again."""
+    listening(host, idle_s=420.0)
+    host.pass_time(300)
+    host.agent.close()
+    host.boot()  # what it counts outlives the agent
+    host.pass_time(100)
+    assert (stops(host), host.seen().vm) == (0, "running")
+    host.pass_time(21)
+    host.until(lambda: stops(host) == 1)
+    assert host.seen().failure is None, "a job may still come"
+    if heeds:
+        host.agent.heard(ONE, guest.RunnerExited(code=0))
+        host.hypervisor.power_off(names_of(ONE).domain)
+    else:
+        host.pass_time(15)
+        assert host.hypervisor.state(names_of(ONE).domain) == "running"
+        host.pass_time(10)
+    host.until(host.proved)
+    assert host.seen().failure.code == "idle-too-long"
+    assert "listened for 420 s" in host.seen().failure.message
+    host.tell()
+    assert host.seen().failure.code == "idle-too-long", "as the control plane reads it when it is back"
+    assert host.files() == []
+
+
+def test_a_job_that_gets_in_first_is_left_alone(host):
+    listening(host, idle_s=420.0)
+    host.pass_time(421)
+    host.until(lambda: stops(host) == 1)
+    host.agent.heard(ONE, guest.JobStarted("acme/app", 7, 1, "build"))
+    host.pass_time(HOUR / 2)
+    assert host.seen().vm == "running"
+    assert host.seen().failure is None
+    host.agent.heard(ONE, guest.RunnerExited(code=0))
+    host.hypervisor.power_off(names_of(ONE).domain)
+    host.until(host.proved)
+    assert host.seen().failure is None
+
+
+def test_a_clock_that_is_set_ends_no_idle_runner(host):
+    listening(host, idle_s=420.0, end_by=0.0)
+    host.set_ahead_s = HOUR
+    host.pass_time(HOUR)
+    assert (stops(host), host.seen().vm) == (0, "running")
+    host.pass_time(430)
+    host.until(lambda: stops(host) == 1)
+
+
+def test_a_guest_that_stays_on_after_its_runner_is_ended(host):
+    host.in_a_job(ONE)
+    host.agent.heard(ONE, guest.RunnerExited(code=0))
+    host.pass_time(50)
+    assert host.seen().vm == "running"
+    host.pass_time(15)
+    host.until(host.proved)
+    assert (host.seen().exit_code, host.seen().failure) == (0, None)
+
+
 def test_the_record_of_that_hour_is_shipped_whole_and_each_line_once(host):
     control = Away()
     clock = [0.0]

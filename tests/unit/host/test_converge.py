@@ -9,7 +9,7 @@ from orchestrator.core.flow import Identity
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.policy import Policy, Rule
 from orchestrator.core.wire import DesiredRunner, Proof
-from orchestrator.host.converge import REFUSAL_S, UNKNOWN_S, Situation, Step, next_step
+from orchestrator.host.converge import POWER_OFF_S, REFUSAL_S, UNKNOWN_S, Situation, Step, next_step
 from orchestrator.host.record import Record
 
 ULID = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
@@ -97,8 +97,43 @@ def test_a_runner_that_doesnt_listen_in_time_fails():
     late = _want(boot_by=NOW)
     assert next_step(late, _record("running", "guest_hello"), HERE, NOW).code == "boot-timeout"
     assert next_step(late, _record("making"), HERE, NOW).code == "boot-timeout"
-    for mark in ("runner_listening", "job_hint", "runner_exited"):
+    for mark in ("runner_listening", "job_hint"):
         assert _verb(late, _record("running", mark)) == "keep"
+
+
+def _idle(seconds: float, **others) -> Situation:
+    return Situation(listening_s=seconds, **others)
+
+
+def test_a_runner_that_listens_too_long_is_stopped_and_then_ended_by_the_host_alone():
+    want, idle = _want(idle_s=400.0), _record("running", "runner_listening")
+    assert _verb(want, idle, _idle(399)) == "keep"
+    stop = next_step(want, idle, _idle(400), NOW)
+    assert (stop.verb, stop.code) == ("stop", "idle-too-long")
+    assert _verb(want, idle, _idle(419, stop_told=True)) == "keep", "SIGTERM first, with time to heed it"
+    end = next_step(want, idle, _idle(420, stop_told=True), NOW)
+    assert (end.verb, end.code) == ("fail", "idle-too-long")
+
+
+@pytest.mark.parametrize("mark", ["job_hint", "runner_exited"])
+def test_a_runner_with_a_job_is_never_ended_for_idleness(mark):
+    want, busy = _want(idle_s=400.0), _record("running", "runner_listening", mark)
+    for told in (False, True):
+        assert (
+            _verb(want, msgspec.structs.replace(busy, marks={**busy.marks, mark: NOW}), _idle(1e6, stop_told=told))
+            == "keep"
+        )
+
+
+def test_without_a_limit_a_runner_may_listen_as_long_as_it_lives():
+    assert _verb(_want(idle_s=0.0), _record("running", "runner_listening"), _idle(1e6)) == "keep"
+    assert _verb(_want(idle_s=400.0), _record("running", "guest_hello"), _idle(0.0)) == "keep"
+
+
+def test_a_machine_that_stays_on_after_its_runner_has_exited_is_ended():
+    record = _record("running", "job_hint", "runner_exited")
+    assert _verb(WANT, record, now=POWER_OFF_S) == "keep"
+    assert _verb(WANT, record, now=POWER_OFF_S + 1) == "end"
 
 
 def test_the_seed_goes_as_soon_as_it_was_read():
