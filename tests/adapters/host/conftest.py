@@ -80,7 +80,7 @@ class Guest:
         """A frame of the guest's own making, past its stack."""
         os.write(self.theirs, bytes(10) + frame)
 
-    def tcp(self, address: str, port: int, *, timeout_s: float = 1.5) -> str:
+    def tcp(self, address: str, port: int, *, timeout_s: float = 30.0) -> str:
         """``open``, ``reset``, ``refused`` by ICMP, or ``silence``."""
         with netns.inside(self.name):
             link = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -96,7 +96,7 @@ class Guest:
                 return "refused"
             return "open"
 
-    def udp(self, address: str, port: int, data: bytes = b"?", *, timeout_s: float = 0.7) -> bytes | str:
+    def udp(self, address: str, port: int, data: bytes = b"?", *, timeout_s: float = 30.0) -> bytes | str:
         with netns.inside(self.name):
             link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with link:
@@ -147,8 +147,8 @@ class Gateway:
                 self.seen.append(("tcp", peer[0], listeners[ready]))
 
     def arrived(self, count: int = 0) -> list[tuple[str, str, int]]:
-        """What has arrived, once there are ``count`` (or a second has passed), and a moment for more."""
-        deadline = time.monotonic() + 1
+        """What has arrived, once there are ``count``, and a moment for more."""
+        deadline = time.monotonic() + 30
         while len(self.seen) < count and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)

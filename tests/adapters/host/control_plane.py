@@ -54,7 +54,7 @@ class ControlPlane:
         last = self.observed[-1].runners if self.observed else ()
         return next((runner for runner in last if runner.id == ulid), None)
 
-    def until(self, what: Callable[[], object], seconds: float = 10.0) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 90.0) -> None:
         deadline = time.monotonic() + seconds
         with self.changed:
             while not what():

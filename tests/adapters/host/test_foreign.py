@@ -171,7 +171,7 @@ def test_files_of_others_stay_in_every_folder_that_is_swept(site):
 
 
 def _until_gone(site: Site, paths: list[Path]) -> None:
-    for _ in range(50):
+    for _ in range(600):
         if not any(path.exists() for path in paths):
             return
         site.agent.wake.wait(0.1)

@@ -192,7 +192,7 @@ def test_a_domain_is_paused_then_running_then_gone(backend):
     backend.hypervisor.destroy(spec.name)
     assert backend.hypervisor.state(spec.name) is None
     assert spec.ulid not in [found.ulid for found in backend.hypervisor.ours()]
-    assert backend.told.wait(2)
+    assert backend.told.wait(60)
     assert backend.ended == [(spec.name, "destroyed")]
     backend.hypervisor.destroy(spec.name)
 
@@ -209,7 +209,7 @@ def test_a_killed_vm_is_dead_at_once_and_gone_after_the_tidying_up(backend):
             "its memory is given back"
         )
     backend.hypervisor.destroy(spec.name)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while backend.hypervisor.state(spec.name) is not None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert backend.hypervisor.state(spec.name) is None
@@ -230,10 +230,10 @@ def test_an_end_that_nobody_asked_for_is_told(backend):
     backend.hypervisor.start_paused(spec)
     backend.hypervisor.resume(spec.name)
     backend.kill(spec.name)
-    assert backend.told.wait(5)
+    assert backend.told.wait(60)
     assert backend.ended[0][0] == spec.name
     assert backend.ended[0][1] in ("crashed", "shutdown", "failed")
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 60
     while backend.hypervisor.state(spec.name) not in (None, "stopped") and time.monotonic() < deadline:
         time.sleep(0.02)
     assert backend.hypervisor.state(spec.name) in (None, "stopped")

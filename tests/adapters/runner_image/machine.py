@@ -108,7 +108,7 @@ class Machine:
 
 
 def _connect(path: Path) -> socket.socket:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         link = socket.socket(socket.AF_UNIX)
         try:

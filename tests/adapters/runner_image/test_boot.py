@@ -77,7 +77,7 @@ class Run:
         self.after = [self.expect("job_completed")]
         machine.send(m="refused", reason="the policy was withdrawn")
         self.after.append(self.expect("runner_exited"))
-        self.status = machine.process.wait(60)
+        self.status = machine.process.wait(300)
 
     def expect(self, kind: str, within_s: float = STEP_S) -> dict[str, object]:
         message = self.machine.next(within_s)

@@ -114,7 +114,7 @@ def users_of(folder: Path) -> list[str]:
     return found
 
 
-def wait_until(true: object, within_s: float = 60.0) -> None:
+def wait_until(true: object, within_s: float = 300.0) -> None:
     assert callable(true)
     deadline = time.monotonic() + within_s
     while not true():

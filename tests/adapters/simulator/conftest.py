@@ -103,7 +103,7 @@ class RunnerProcess:
         self.process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.output = ""
 
-    def ends(self, timeout_s: float = 30) -> int:
+    def ends(self, timeout_s: float = 120) -> int:
         self.output += self.process.communicate(timeout=timeout_s)[0]
         return self.process.returncode
 

@@ -37,7 +37,7 @@ def hook(folder: Path, status: int = 0) -> str:
     return str(path)
 
 
-def wait_until(condition, timeout_s: float = 15) -> None:
+def wait_until(condition, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it didn't happen in time"
@@ -291,7 +291,7 @@ def test_a_runner_that_dies_loses_its_job_when_the_lock_runs_out(simulator, rest
     run = simulator.create_run("app", workflow("sleep 30"))
     runner = start_runner(rest.register()["encoded_jit_config"], patch="worker.RENEW_S = 60")
     runner.says("Running job")
-    job = simulator.wait_for_job(run["jobs"][0]["id"], timeout_s=10)
+    job = simulator.wait_for_job(run["jobs"][0]["id"], timeout_s=120)
     assert job["conclusion"] == "failure"
     runner.process.send_signal(signal.SIGTERM)
     runner.ends()

@@ -37,7 +37,7 @@ def test_octokit_signs_in_registers_lists_and_fences(simulator, strangers):
         env=environment(simulator),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -193,7 +193,7 @@ class Lab:
         self._gateway = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.egress", "--settings", str(file)], stderr=self.log
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             with contextlib.suppress(OSError):
                 if self.ask("ping").ok:
@@ -216,7 +216,7 @@ class Lab:
 
     def _gone(self) -> int:
         assert self._gateway is not None
-        status = self._gateway.wait(20)
+        status = self._gateway.wait(120)
         self._gateway = None
         self.log.close()
         return status
@@ -231,7 +231,7 @@ class Lab:
 
     def ask(self, op: str, tap: str = "") -> GatewayReply:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(str(self.folder / "run" / "gateway.sock"))
             sock.sendall(msgspec.json.encode(GatewayRequest(op=op, tap=tap)) + b"\n")
             with sock.makefile("rb") as file:
@@ -256,7 +256,7 @@ class Lab:
 
     def seq(self, *, flows: int = 0) -> int:
         """Number of the last event, once all is recorded that an earlier test did; ``flows`` are open on purpose."""
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 30
         while True:
             reply = self.ask("stats")
             if reply.flows <= flows or time.monotonic() > deadline:
@@ -267,7 +267,7 @@ class Lab:
         lines = LedgerReader(self.ledger).read(after + 1, 1_000_000)
         return [msgspec.json.decode(line, type=Event) for line in lines]
 
-    def wait_event(self, after: int, wanted: Callable[[Event], bool], timeout_s: float = 5.0) -> Event:
+    def wait_event(self, after: int, wanted: Callable[[Event], bool], timeout_s: float = 60.0) -> Event:
         """The first event past number ``after`` that is ``wanted``."""
         deadline = time.monotonic() + timeout_s
         while True:

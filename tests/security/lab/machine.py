@@ -14,7 +14,7 @@ from orchestrator.host.ruleset import GUEST_MAC
 from orchestrator.host.slots import Slot
 from orchestrator.system import netns
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
 
 
 class Machine:

@@ -48,7 +48,7 @@ def sizes(elsewhere: Path) -> list[int]:
 
 
 def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -26,7 +26,7 @@ class Reader:
         self.place = ""
 
     async def message(self) -> list[int]:
-        text = (await asyncio.wait_for(anext(self._stream), 5)).decode()
+        text = (await asyncio.wait_for(anext(self._stream), 60)).decode()
         assert text.endswith("\n\n")
         fields = dict(line.split(": ", 1) for line in text.strip().splitlines() if not line.startswith(":"))
         self.place = fields["id"]

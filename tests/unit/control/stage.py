@@ -7,6 +7,7 @@ the clock, until nothing changes any more.
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ class Stage:
         self.hosts = {host.name: host for host in hosts} or {"h1": Host()}
         self.settings = settings or ControlSettings(app_id=1, state_dir=str(folder), prefix="t:")
         self.seal = Seal.in_folder(folder)
-        self._ids = itertools.count(1)
+        self._rng = random.Random(1)
         self._guids = itertools.count(1)
         self.started: dict[int, list[str]] = {}
         """Job to the runners that had it: exactly one each, at the end."""
@@ -155,7 +156,8 @@ class Stage:
         return governor
 
     def make_id(self) -> str:
-        return str(ULID.from_timestamp(self.now))
+        """A ULID of now; the same ones in each run, so that what depends on their order fails always or never."""
+        return str(ULID(int(self.now * 1000).to_bytes(6, "big") + self._rng.randbytes(10)))
 
     def clock(self) -> float:
         return self.now

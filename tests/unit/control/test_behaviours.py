@@ -655,7 +655,7 @@ async def test_orphaned_registrations_are_removed_and_others_left(stage: Stage) 
     kept["ironcd-01hf7yat000000000000000002"] = ("ironcd-by-1",)
     for name, labels in kept.items():
         await stage.github.generate_jit(scope, name, labels)
-    busy = next(key for key, seen in stage.github.runners.items() if seen.name.endswith("2"))
+    busy = next(key for key, seen in stage.github.runners.items() if seen.name == "ironcd-01hf7yat000000000000000002")
     stage.github.runners[busy] = msgspec.structs.replace(stage.github.runners[busy], busy=True)
     stage.now += 599
     await stage.fresh().look()

@@ -282,7 +282,7 @@ async def test_durable_raises_where_the_disk_is_full_and_recovers(
             await ledger.durable()
         with pytest.raises(LedgerFull):
             await ledger.durable()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         while ledger.full:  # noqa: ASYNC110 - the ledger tells nobody
             await asyncio.sleep(0.01)
     await ledger.durable()
@@ -296,7 +296,7 @@ async def test_lines_nobody_waits_for_are_written_soon(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     running = asyncio.create_task(ledger.run())
     ledger.append(make_event())
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         while ledger.seq == 0:  # noqa: ASYNC110 - nobody waits for it, that is the point
             await asyncio.sleep(0.01)
     ledger.stop()

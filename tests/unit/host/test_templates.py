@@ -72,7 +72,7 @@ class Host:
         time.sleep(0.01)
 
     def until(self, what: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not what():
             assert time.monotonic() < deadline, self.templates.observe()
             self.turn()

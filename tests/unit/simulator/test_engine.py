@@ -134,7 +134,7 @@ async def test_a_waiting_poll_wakes_at_once(github, online):
     poll = asyncio.create_task(github.engine.next_message(runner, runner.session, 50))
     await asyncio.sleep(0)
     github.create_run("app", workflow("ironcd"))
-    message = await asyncio.wait_for(poll, 1)
+    message = await asyncio.wait_for(poll, 30)
     assert message.type == "RunnerJobRequest"
 
 
@@ -143,7 +143,7 @@ async def test_a_waiting_poll_ends_when_the_runner_is_deleted(github, online):
     poll = asyncio.create_task(github.engine.next_message(runner, runner.session, 50))
     await asyncio.sleep(0)
     github.engine.remove_runner(runner)
-    assert await asyncio.wait_for(poll, 1) is None
+    assert await asyncio.wait_for(poll, 30) is None
 
 
 async def test_a_session_gone_silent_can_be_replaced(github, online, clock):
