@@ -12,7 +12,7 @@ from orchestrator.control.world import LIVE, World
 from orchestrator.core.flow import Identity
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.policy import Policy
-from orchestrator.core.wire import Desired, DesiredRunner
+from orchestrator.core.wire import Desired, DesiredRunner, Scope
 
 IDLE_GRACE_S = 120.0
 """A host waits so much longer than we do before it ends a runner that has no job."""
@@ -70,6 +70,7 @@ async def _wished(world: World, record: RunnerRecord, policy_of: PolicyOf) -> De
         boot_by=record.boot_by,
         end_by=life.deadline if life.phase == "RUNNING" else record.end_by,
         idle_s=idle_s(world, record),
+        scope=Scope(org=life.org, repo="" if life.org else life.repo),
     )
 
 

@@ -17,7 +17,7 @@ from orchestrator.control.records import RunnerRecord
 from orchestrator.control.world import World, registers_under, runner_labels
 from orchestrator.core.flow import Identity
 from orchestrator.core.lifecycle import wanted
-from orchestrator.core.machine import match_labels
+from orchestrator.core.machine import MachineClass, match_labels
 from orchestrator.core.names import names_of
 from orchestrator.core.runner import Placed, Registered, RegistrationAsked
 from orchestrator.core.wire import ObservedRunner
@@ -62,12 +62,25 @@ async def take_back(
 
 
 def _scopes(world: World, installation: Installation, seen: ObservedRunner) -> list[RunnerScope]:
-    """Where a runner of this installation can be registered; where that is a repository, the one that its guest names."""
+    """Where a runner of this installation can be registered.
+
+    Its host was told, and says it again.  Where it doesn't (an agent of an older version), it is the organisation or, where
+    runners are registered with repositories, the one that its guest names, or one whose jobs are known.
+    """
+    if seen.scope is not None:
+        known = RunnerScope(installation.id, org=seen.scope.org, repo="" if seen.scope.org else seen.scope.repo)
+        return [known] if _is_of(installation, known.account) else []
     if installation.organization and registers_under(world.settings, installation.account):
         return [RunnerScope(installation.id, org=installation.account)]
-    claimed = seen.claim.repository if seen.claim is not None else ""
-    mine = claimed.count("/") == 1 and claimed.partition("/")[0].lower() == installation.account.lower()
-    return [RunnerScope(installation.id, repo=claimed)] if mine else []
+    claimed = [seen.claim.repository] if seen.claim is not None else []
+    working = sorted({record.job.repo for record in world.jobs.values() if record.job.installation == installation.id})
+    repos = (repo for repo in dict.fromkeys(claimed + working) if repo.count("/") == 1 and _is_of(installation, repo))
+    return [RunnerScope(installation.id, repo=repo) for repo in repos]
+
+
+def _is_of(installation: Installation, account: str) -> bool:
+    """``account``: of an organisation, or ``owner/name``."""
+    return account.partition("/")[0].lower() == installation.account.lower()
 
 
 async def _look(github: GitHub, scope: RunnerScope, name: str) -> GitHubRunner | None:
@@ -84,11 +97,10 @@ async def _look(github: GitHub, scope: RunnerScope, name: str) -> GitHubRunner |
 
 def _taken_back(
     world: World, host: str, seen: ObservedRunner, scope: RunnerScope, runner: GitHubRunner
-) -> RunnerRecord | None:
+) -> RunnerRecord:
+    """A class that is no longer in the settings is no reason to end a machine that may have a job."""
     labels = [label for label in runner.labels if not label.startswith(OWNER)]
-    machine = match_labels(labels, world.settings.classes).machine
-    if machine is None:
-        return None
+    machine = match_labels(labels, world.settings.classes).machine or MachineClass("unknown")
     life = wanted(
         seen.id,
         machine,
@@ -100,7 +112,7 @@ def _taken_back(
         now=world.now,
         deadlines=world.settings.deadlines,
     )
-    sealed = Identity(runner=seen.id, org=scope.org, repo=scope.repo)
+    sealed = Identity(runner=seen.id, org=scope.account.partition("/")[0], repo=scope.repo)
     record = RunnerRecord(life=life, identity=sealed, policy=world.baseline.digest, generation=max(1, seen.generation))
     world.use_policy(world.baseline)
     world.put_runner(record.tell(world.now, "taken_back", f"found on host {host} and at GitHub"))

@@ -90,6 +90,14 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """What libvirt said of the VM at that moment."""
 
 
+class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a runner is registered at GitHub: with the organisation where it names one, else with the repository."""
+
+    org: str = ""
+    repo: str = ""
+    """``owner/name``"""
+
+
 class DesiredRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     """ULID"""
@@ -115,6 +123,8 @@ class DesiredRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     """Its runner has listened for so long without a job, by the host's own clock: the agent ends the VM by itself.
     0: no limit, since it has a job or GitHub can't be heard.
     """
+    scope: Scope | None = None
+    """Where it is registered.  The host keeps it and says it again: a control plane that has lost its memory asks there."""
 
     def __repr__(self) -> str:
         return f"DesiredRunner(id={self.id!r}, wish={self.wish!r}, bound={self.bound}, generation={self.generation})"
@@ -190,6 +200,8 @@ class ObservedRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     proof: Proof | None = None
     heard_at: float = 0.0
     """When its guest last said anything, by the host's clock: `Observed.at` minus this is its silence."""
+    scope: Scope | None = None
+    """Where it is registered, as the control plane said; None where an older one didn't."""
 
 
 class Observed(msgspec.Struct, frozen=True, omit_defaults=True):

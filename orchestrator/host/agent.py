@@ -293,6 +293,7 @@ class Agent:
 
     def _turn_runner(self, ulid: str, now: float) -> None:
         want, runner = self._wishes.get(ulid), self._runners.get(ulid)
+        self._keep_scope(want, runner)
         missing_s = 0.0
         if want is None and self._informed:
             missing_s = now - self._missing_since.setdefault(ulid, now)
@@ -324,6 +325,14 @@ class Agent:
             machine = want.machine if want is not None else MachineClass("unknown")
             runner = self._runners[ulid] = Runner(Record(id=ulid, machine=machine))
         self._submit(runner, want, step)
+
+    def _keep_scope(self, want: DesiredRunner | None, runner: Runner | None) -> None:
+        """On its record, which is on the disk whatever becomes of the wish."""
+        if want is None or runner is None or want.scope in (None, runner.record.scope):
+            return
+        with runner.lock:
+            runner.record.scope = want.scope
+        runner.save(self.parts)
 
     def _situation(self, runner: Runner | None, missing_s: float, hello_s: float) -> Situation:
         if runner is None:

@@ -17,7 +17,7 @@ import structlog
 from orchestrator.core.errors import HostError
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import names_of, ulid_of
-from orchestrator.core.wire import Failure, GuestClaim, Mark, ObservedRunner, Proof, Start, VmState
+from orchestrator.core.wire import Failure, GuestClaim, Mark, ObservedRunner, Proof, Scope, Start, VmState
 from orchestrator.system.files import write_atomic
 
 log = structlog.get_logger()
@@ -50,6 +50,8 @@ class Record(msgspec.Struct):
     """When its guest last said anything."""
     listened_up: float = 0.0
     """When its runner began to listen, by the clock that nobody sets (seconds since the host's boot); 0 where it doesn't yet."""
+    scope: Scope | None = None
+    """Where it is registered, as the control plane said."""
     idled: str = ""
     """Why it was told to stop as a runner without a job; empty where it wasn't."""
 
@@ -81,6 +83,7 @@ class Record(msgspec.Struct):
             failure=self.failure,
             proof=self.proof,
             heard_at=self.heard_at,
+            scope=self.scope,
         )
 
 

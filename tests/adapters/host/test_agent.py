@@ -20,7 +20,7 @@ from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import names_of
 from orchestrator.core.policy import Policy, Rule
 from orchestrator.core.settings import HostSettings
-from orchestrator.core.wire import Desired, DesiredRunner, ObservedRunner
+from orchestrator.core.wire import Desired, DesiredRunner, ObservedRunner, Scope
 from orchestrator.host import agent as agent_module
 from orchestrator.host import erase as erase_module
 from orchestrator.host import guest, template_files
@@ -249,6 +249,17 @@ def test_a_job_is_bound_before_its_steps_are_let_go(host):
     assert (host.seen().policy, host.seen().generation) == (JOBS.digest, 2)
 
 
+def test_where_a_runner_is_registered_is_said_again_whatever_becomes_of_the_wish(host):
+    host.running()
+    assert host.seen().scope is None, "a control plane of the version before doesn't say"
+    host.wish(scope=Scope(repo="acme/app"))
+    host.until(lambda: host.seen().scope == Scope(repo="acme/app"))
+    host.agent.close()
+    host.paths.desired.unlink()
+    host.boot()
+    assert host.seen().scope == Scope(repo="acme/app")
+
+
 def test_steps_wait_as_long_as_the_gateway_hasnt_the_jobs_policy(host):
     host.in_a_job()
     host.gateway.lie = True
@@ -320,6 +331,7 @@ def test_what_stays_is_in_the_proof_and_is_tried_again(host, monkeypatch, what):
     host.pass_time(0)
     host.until(lambda: "end_begun" in host.seen().marks)
     host.pass_time(3)
+    host.until(lambda: not host.busy(ONE))
     assert not host.proved()
     if what != "domain":
         assert not host.seen().proof.whole
@@ -329,6 +341,7 @@ def test_what_stays_is_in_the_proof_and_is_tried_again(host, monkeypatch, what):
         assert host.wall.present().chains == {names_of(ONE).tap}, "the wall stays as long as the VM may run"
     host.hypervisor.destroy_does_nothing = host.wall.remove_does_nothing = host.gateway.refuse_drop = False
     monkeypatch.undo()
+    host.until(lambda: not host.busy(ONE))  # it is tried again two seconds after the last try has ended
     host.pass_time(3)
     host.until(host.proved)
 

@@ -57,6 +57,8 @@ class Host:
         self.steps_per_move = 99
         self.ends_slowly = False
         """A machine that runs is told to end in one move, and is gone in the next."""
+        self.says_scopes = True
+        """False in agents of the version before: they don't know where their runners are registered."""
         self.silent = False
         """It goes on, and nobody hears it, nor it anybody."""
         self.fails: Callable[[str], Failure | None] = lambda _runner: None
@@ -74,6 +76,8 @@ class Host:
 
     def _step(self, wish: DesiredRunner, seen: ObservedRunner | None, now: float) -> ObservedRunner:
         seen = seen or ObservedRunner(wish.id, "absent")
+        if self.says_scopes:
+            seen = msgspec.structs.replace(seen, scope=wish.scope)
         if wish.wish == "gone":
             slowly = self.ends_slowly and seen.vm == "running" and wish.id not in self.ended
             self.ended.add(wish.id)

@@ -175,8 +175,6 @@ class Lifecycle(RuleBasedStateMachine):
             self.outside.given_at[runner] = self.stage.now
             self.unclaimed.append((runner, GuestClaim(job.repo, job.run_id, job.attempt, job.name, job.runner_name)))
             self._tell(job, fate)
-        if self.stage.settings.registration == "repository":
-            self.guests_speak()  # without its guest's word, nobody could find such a runner in an emptied Redis
 
     @precondition(lambda self: self.unclaimed)
     @rule()
@@ -281,7 +279,6 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule()
     def redis_is_emptied(self) -> None:
-        self.guests_speak()
         self.do(self.stage.redis.flushall())
         self.stage.reconciler = self.stage.fresh()
         self.phases, self.late = {}, []
