@@ -10,7 +10,8 @@ What stands out:
 * the seed's drive is SCSI, since Debian's cloud kernel has no AHCI; it can be ejected;
 * ``on_reboot`` and ``on_crash`` destroy: a runner has one life;
 * the serial console goes to a file by virtlogd, which rotates it: a guest that prints without end can't fill the disk;
-* no balloon, graphics, sound, USB or input device: each is code in QEMU that a guest can talk to.
+* no balloon, graphics, sound, USB or input device: each is code in QEMU that a guest can talk to, and by a balloon it could
+  punch holes into the memory that it shares with others (ADR 21).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class SealedMemory:
             if found != template.manifest.files[RAM]:
                 raise broken(f"{template.key[:12]}: its memory isn't what it was")
             os.fchmod(self._descriptor, 0o666)  # who gets as far as a descriptor of it may open it: it is sealed
-            fcntl.fcntl(self._descriptor, _ADD_SEALS, _SEALED)
+            seal(self._descriptor)
         except BaseException:
             self.close()
             raise
@@ -107,6 +107,11 @@ SharedMemory = SealedMemory | ReadOnlyMemory
 def memory_of(template: Template, version: str, group: int) -> SharedMemory:
     """The memory of ``template``, compared with its manifest, for QEMU of ``version``."""
     return ReadOnlyMemory(template, group) if opens_read_only(version) else SealedMemory(template)
+
+
+def seal(descriptor: int) -> None:
+    """From now on nobody can change what the memfd ``descriptor`` holds, nor its size."""
+    fcntl.fcntl(descriptor, _ADD_SEALS, _SEALED)
 
 
 def _put(descriptor: int, place: int, data: bytes) -> None:
