@@ -10,6 +10,7 @@ Authorities that guests trust aren't in it: each clone takes them from its own s
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -36,6 +37,8 @@ class Basis(msgspec.Struct, frozen=True):
     processor: str
     machine: str
     disk_gib: int
+    kernel: str = ""
+    """The host's, where it runs the guest's processors: what these can do, and the state they are in, is for KVM to say."""
 
     @property
     def key(self) -> str:
@@ -55,6 +58,7 @@ def basis_of(machine: MachineClass, image: LocalImage, domain_type: DomainType, 
         processor=processor() if domain_type == "kvm" else "",
         machine=domain_xml(_shape(machine, image, domain_type)),
         disk_gib=machine.disk_gib,
+        kernel=os.uname().release if domain_type == "kvm" else "",
     )
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -133,14 +134,20 @@ def test_the_key_covers_what_a_clone_depends_on(host, monkeypatch) -> None:
     }
     monkeypatch.setattr(template_key, "processor", lambda: "another one")
     keys.add(key(kind="kvm"))
+    monkeypatch.setattr(template_key.os, "uname", lambda: SimpleNamespace(release="another one"))
+    keys.add(key(kind="kvm"))
     monkeypatch.setattr(template_key, "domain_xml", lambda _spec: "<domain/>")
     keys.add(key())
     monkeypatch.undo()
-    rebuilt = host.image.disk.with_name("rebuilt")
-    rebuilt.write_bytes(QCOW2)
-    rebuilt.replace(host.image.disk)  # of the same recipe, as `image build --rebuild` leaves it
-    keys.add(key())
-    assert len(keys) == 9
+    for file in (host.image.disk, host.image.kernel, host.image.initrd):
+        rebuilt = file.with_name("rebuilt")
+        rebuilt.write_bytes(file.read_bytes())
+        rebuilt.replace(file)  # of the same recipe, as `image build --rebuild` leaves it
+        keys.add(key())
+    for change in ({"digest": "4567"}, {"cmdline": "quiet"}):
+        image = msgspec.structs.replace(host.image, manifest=msgspec.structs.replace(host.image.manifest, **change))
+        keys.add(basis_of(MACHINE, image, "qemu", "QEMU 7").key)
+    assert len(keys) == 14
     assert key() == key(msgspec.structs.replace(MACHINE, name="other", lifetime_s=5, warm=3))
 
 
@@ -169,6 +176,26 @@ def test_classes_of_one_size_share_one(host) -> None:
     assert host.templates.observe()[0].classes == ("ironcd", "ironcd-other")
     assert "GPU" in host.cold(msgspec.structs.replace(MACHINE, gpus=1))
     assert host.cold(msgspec.structs.replace(MACHINE, start="cold")) == ""
+
+
+@pytest.mark.parametrize("what", ["image", "QEMU"])
+def test_what_it_was_made_from_changes_and_another_is_made(host, what) -> None:
+    old = host.ready().template.key
+    host.room = False
+    if what == "image":
+        rebuilt = host.image.disk.with_name("rebuilt")
+        rebuilt.write_bytes(QCOW2)
+        rebuilt.replace(host.image.disk)
+    else:
+        host.hypervisor.identity = lambda: "QEMU, a newer one"
+    host.until(lambda: sorted(host.states()) == ["building", "ready"])
+    host.cold()
+    host.room = True
+    host.until(lambda: host.states() == ["ready", "ready"])
+    assert host.templates.lease(MACHINE, host.image).template.key != old
+    assert {seen.key: seen.classes for seen in host.templates.observe()}[old] == ()
+    host.now += templates.UNWANTED_S * 1e6
+    host.until(lambda: old not in files.list_keys(host.paths.templates))
 
 
 def test_a_size_that_a_job_asked_for_gets_one(host) -> None:

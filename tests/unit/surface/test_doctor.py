@@ -118,3 +118,12 @@ def test_runners_of_repositories_need_a_permission(monkeypatch, registration, pe
     found = doctor.CHECKS["GitHub App"](Settings(github={"registration": registration}, host={"name": "h"}))
     assert found[0] == state
     assert state == "ok" or "Administration: write" in found[1]
+
+
+def test_templates_are_told_by_their_files(settings, tmp_path):
+    assert doctor.CHECKS["templates"](settings)[:2] == ("warn", "none yet: jobs boot cold")
+    folder = tmp_path / "a" / "b" / "templates"
+    (folder / ("a" * 64)).mkdir(parents=True)
+    (folder / ("a" * 64) / "ram").write_bytes(b"x" * (2 << 20))
+    (folder / ".building-x").mkdir()
+    assert doctor.CHECKS["templates"](settings)[:2] == ("ok", f"1, 2 MiB in {folder}")
