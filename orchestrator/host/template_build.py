@@ -110,7 +110,8 @@ class Build:
         while not self._parts.talk.ensure(self._ulid, its.channel):
             if time.monotonic() > deadline:
                 raise _failed("its channel can't be opened")
-            time.sleep(0.02)
+            if self._cancelled.wait(0.02):
+                raise Cancelled
 
     def _await(self, kind: type[guest.Message], deadline: float, its: VmPaths) -> None:
         while time.monotonic() < deadline:

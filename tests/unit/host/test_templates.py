@@ -14,7 +14,7 @@ import pytest
 from orchestrator.core.errors import HostError
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.settings import HostSettings
-from orchestrator.host import guest, template_key, templates
+from orchestrator.host import guest, template_build, template_key, templates
 from orchestrator.host import template_files as files
 from orchestrator.host.fakes import FakeGateway, FakeHypervisor, FakeTalk, FakeWall, FakeWires
 from orchestrator.host.images import LocalImage, Manifest
@@ -377,6 +377,16 @@ def test_what_they_take_on_the_disk_is_bounded_and_the_longest_unused_goes(host,
     for _ in range(3):
         host.turn()
     assert len(files.list_keys(host.paths.templates)) == 2, "it isn't made again at once"
+
+
+def test_an_agent_that_stops_waits_for_no_channel(host, monkeypatch) -> None:
+    monkeypatch.setattr(template_build, "_CHANNEL_S", 3600.0)
+    host.talk.shut = True
+    host.want()
+    host.until(lambda: host.states() == ["building"] and host.hypervisor.ours())
+    host.templates.close()
+    assert host.templates._thread is None or not host.templates._thread.is_alive()
+    assert host.hypervisor.ours() == []
 
 
 def test_a_build_that_was_killed_leaves_nothing_that_counts(host) -> None:
