@@ -203,18 +203,19 @@ class FakeWall:
 
     def present(self) -> Present:
         self._maybe_fail()
-        taps = frozenset(self.vms)
-        ranged = frozenset(tap for tap, vm in self.vms.items() if merged(vm.ranges))
+        vms = dict(self.vms)  # steps of other VMs go on meanwhile
+        taps = frozenset(vms)
+        ranged = frozenset(tap for tap, vm in vms.items() if merged(vm.ranges))
         return Present(taps, taps, taps, ranged)
 
     def drift(self) -> list[str]:
         self._maybe_fail()
         if not self.base:
             return ["missing: table inet ironcd"]
-        return [f"missing: {tap}" for tap in self.meant if tap not in self.vms]
+        return [f"missing: {tap}" for tap in list(self.meant) if tap not in self.vms]
 
     def restore(self, taps: frozenset[str]) -> None:
-        self.ensure_base([vm for vm in self.meant.values() if vm.tap in taps])
+        self.ensure_base([vm for vm in list(self.meant.values()) if vm.tap in taps])
 
     def flush(self) -> None:
         self.base = False
@@ -270,10 +271,10 @@ class FakeWires:
         return 0
 
     def present(self) -> frozenset[str]:
-        return frozenset(tap for tap in self.taps if is_tap(tap))
+        return frozenset(tap for tap in list(self.taps) if is_tap(tap))
 
     def in_namespace(self) -> frozenset[str]:
-        return frozenset(tap for tap, where in self.taps.items() if where == "vms" and is_tap(tap))
+        return frozenset(tap for tap, where in list(self.taps.items()) if where == "vms" and is_tap(tap))
 
     def _note(self, what: str, of: str) -> None:
         self.history.append((what, of))

@@ -302,7 +302,7 @@ def test_templates_are_made_anew_where_that_is_wanted(host) -> None:
     host.templates.want((MACHINE,), 1.0)
     host.turn()
     assert len(host.hypervisor.specs) == 1
-    host.templates.want((MACHINE,), host.now)
+    host.templates.want((MACHINE,), host.now + 1)
     host.until(lambda: len(host.hypervisor.specs) == 2 and host.states() == ["ready"])
     for _ in range(5):
         host.turn()
@@ -315,7 +315,7 @@ def test_one_that_is_removed_is_made_anew_for_its_class(host) -> None:
     host.turn()
     assert host.states() == ["ready"], "it is younger than that"
     host.room = False
-    host.templates.want((MACHINE,), 0.0, {key: host.now})
+    host.templates.want((MACHINE,), 0.0, {key: host.now + 1})
     host.until(lambda: not files.list_keys(host.paths.templates))
     assert "removed" in host.cold()
     host.room = True
@@ -331,7 +331,7 @@ def test_one_that_is_removed_and_that_no_class_wants_stays_away_until_a_job_does
     host.cold(asked)
     host.until(lambda: host.states() == ["ready"])
     key = host.templates.lease(asked, host.image).template.key
-    host.templates.want((), 0.0, {key: host.now})
+    host.templates.want((), 0.0, {key: host.now + 1})
     host.until(lambda: not files.list_keys(host.paths.templates))
     for _ in range(5):
         host.turn()
@@ -345,7 +345,7 @@ def test_one_that_another_agent_made_is_removed_too(host) -> None:
     key = host.ready().template.key
     host.templates.close()
     host.templates = host.parts.templates = Templates(host.parts)
-    host.templates.want((), 0.0, {key: host.now})
+    host.templates.want((), 0.0, {key: host.now + 1})
     host.turn()
     assert files.list_keys(host.paths.templates) == []
 
