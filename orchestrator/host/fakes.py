@@ -50,7 +50,7 @@ class FakeHypervisor:
     def start_paused(self, spec: DomainSpec) -> None:
         self._maybe_fail()
         if self.hold_start is not None:
-            self.hold_start.wait(10)
+            self.hold_start.wait(60)
         with self._lock:
             if spec.name in self._domains:
                 raise HostError(f"domain {spec.name} exists already", code="libvirt-failed", remedy="")
@@ -83,7 +83,7 @@ class FakeHypervisor:
     def kill(self, name: str) -> bool:
         self._maybe_fail()
         if self.hold_kill is not None:
-            self.hold_kill.wait(10)
+            self.hold_kill.wait(60)
         with self._lock:
             if name not in self._domains or ulid_of(name) is None or self.destroy_does_nothing:
                 return False
@@ -93,7 +93,7 @@ class FakeHypervisor:
     def destroy(self, name: str) -> None:
         self._maybe_fail()
         if self.hold_destroy is not None:
-            self.hold_destroy.wait(10)
+            self.hold_destroy.wait(60)
         with self._lock:
             if name not in self._domains:
                 return
