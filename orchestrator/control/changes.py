@@ -151,6 +151,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "hosts:draining"
 
     @property
+    def decided(self) -> str:
+        """Hash of when it was last decided of a host whether it is cordoned or drained."""
+        return self.prefix + "hosts:decided"
+
+    @property
     def outage(self) -> str:
         """When GitHub stopped answering; there while it doesn't."""
         return self.prefix + "outage"

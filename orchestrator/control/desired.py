@@ -35,14 +35,15 @@ async def desired_of(
     classes = _classes(world, host)
     since = world.templates_since.get(host, 0.0)
     removed = world.templates_removed.get(host, {})
-    said = msgspec.json.encode([runners, classes, since, removed], order="deterministic")
+    decided = world.decided_of(host)
+    said = msgspec.json.encode([runners, classes, since, removed, decided], order="deterministic")
     digest = hashlib.sha256(said).hexdigest()
     known = world.sums.get(host)
     if known is not None and known.digest == digest:
         return None
     generation = max(known.generation + 1 if known is not None else 0, int(world.now))
     world.sums[host] = Sum(generation, digest)
-    return Desired(host, generation, tuple(runners), classes, since, removed), digest
+    return Desired(host, generation, tuple(runners), classes, since, removed, decided), digest
 
 
 def _classes(world: World, host: str) -> tuple[MachineClass, ...]:

@@ -7,8 +7,9 @@ if need be.  Whoever takes the drain back gives jobs that still run their whole 
 
 from __future__ import annotations
 
-from orchestrator.control.records import Drain, RunnerRecord
+from orchestrator.control.records import RunnerRecord
 from orchestrator.control.world import World
+from orchestrator.core.decided import Drain
 from orchestrator.core.runner import NOTICE_S, LifetimeCut, Withdrawn
 
 DRAINED = "drained"

@@ -21,8 +21,9 @@ import structlog
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from orchestrator.control.answering import as_json, asked
-from orchestrator.control.records import Drain, RunnerRecord
+from orchestrator.control.records import RunnerRecord
 from orchestrator.control.store import Store
+from orchestrator.core.decided import Drain
 
 DEADLINE_S = 1800.0
 LONGEST_S = 7 * 86400.0
@@ -86,7 +87,9 @@ class DrainApi:
 
     async def undrain_itself(self, host: str) -> Response:
         known = (await asked(self._store.draining())).get(host)
-        if known is not None and known.by == "host":
+        if known is None:
+            await asked(self._store.undrain_its_own(host))
+        elif known.by == "host":
             await asked(self._store.undrain(host))
             log.info("host_undrained", host=host)
         return await self.show(host)

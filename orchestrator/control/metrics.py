@@ -21,11 +21,12 @@ from orchestrator.control.changes import PHASE_BUCKETS_S
 from orchestrator.control.fitness import fitness
 from orchestrator.control.github import Removal
 from orchestrator.control.observe import taken_by
-from orchestrator.control.records import Drain, JobRecord, RunnerRecord, Sighting
+from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.control.store import Store
 from orchestrator.control.views import runners_by_host
 from orchestrator.control.vitals import vitals
 from orchestrator.control.world import INCIDENTS
+from orchestrator.core.decided import Drain
 from orchestrator.core.errors import StoreError
 from orchestrator.core.placement import HostView, free_of
 from orchestrator.core.runner import PHASES

@@ -48,6 +48,7 @@ from orchestrator.control.standing import away, note_away
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
 from orchestrator.control.warm import Waiting, waiting
 from orchestrator.control.world import World
+from orchestrator.core.decided import Decided
 from orchestrator.core.errors import StoreError
 from orchestrator.core.job import Job, tell
 from orchestrator.core.policy import Policy
@@ -64,7 +65,7 @@ class Told(msgspec.Struct, frozen=True):
     records: tuple[RunnerRecord, ...]
     unwanted: frozenset[str]
     sum: Sum | None
-    cordoned: bool
+    decided: Decided
     templates: tuple[float, dict[str, float]]
     """What admins want of them."""
     outage: bool
@@ -343,7 +344,7 @@ class Pass:
         world = self.world
         templates = (world.templates_since.get(host, 0.0), world.templates_removed.get(host, {}))
         outage = bool(world.outage_since)
-        return Told(records, unwanted, world.sums.get(host), host in world.cordoned, templates, outage)
+        return Told(records, unwanted, world.sums.get(host), world.decided_of(host), templates, outage)
 
     async def _policy(self, digest: str) -> Policy | None:
         return self.world.baseline if digest == self.world.baseline.digest else await self.means.store.policy(digest)

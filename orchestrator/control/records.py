@@ -5,10 +5,9 @@ All of it can be found again: from GitHub (jobs, registrations) and from the hos
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
+from orchestrator.core.decided import Drain
 from orchestrator.core.flow import Identity
 from orchestrator.core.inbox import Delivery
 from orchestrator.core.job import Job, Moment
@@ -109,17 +108,6 @@ class Sighting(msgspec.Struct, frozen=True):
     observed: Observed
 
 
-class Drain(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A host that is to be empty.  Times are seconds since the epoch."""
-
-    since: float
-    until: float
-    """Jobs that still run then are told to end."""
-    why: str = ""
-    by: Literal["admin", "host"] = "admin"
-    """The host itself asks for it when it goes down; what an admin wants, it doesn't take back."""
-
-
 class Entry(msgspec.Struct, frozen=True):
     """One entry of the inbox; it stays there until its effects are recorded."""
 
@@ -151,6 +139,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Hosts that an admin cordoned, and why."""
     draining: dict[str, Drain] = {}
     """Hosts that are to be empty."""
+    decided: dict[str, float] = {}
+    """When it was last decided of a host whether it is cordoned or drained: see `orchestrator.control.host_decisions`."""
     templates_since: dict[str, float] = {}
     """Hosts to when an admin wanted their templates made anew."""
     templates_removed: dict[str, dict[str, float]] = {}

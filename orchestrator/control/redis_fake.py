@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from redis.exceptions import ResponseError
 
+from orchestrator.control.host_decisions import DECIDE, TAKE_OVER
 from orchestrator.control.redis_fake_data import Data, Value, as_bytes
 from orchestrator.control.store import ACQUIRE, COMMIT, RELEASE
 
@@ -220,4 +221,29 @@ def _release(redis: Data, keys: list[Value], args: list[Value]) -> int:
     return redis.execute("DEL", keys[0]) if held else 0
 
 
-_SCRIPTS: dict[str, Script] = {COMMIT: _commit, ACQUIRE: _acquire, RELEASE: _release}
+def _decide(redis: Data, keys: list[Value], args: list[Value]) -> int:
+    last = float(redis.execute("HGET", keys[1], args[1]) or 0)
+    at = redis.now if redis.now > last else last + 0.001
+    redis.execute("HSET", keys[1], args[1], f"{at:.6f}")
+    redis.execute(*(("HSET", keys[0], args[0], args[2]) if len(args) > 2 else ("HDEL", keys[0], args[0])))
+    return 1
+
+
+def _take_over(redis: Data, keys: list[Value], args: list[Value]) -> int:
+    host, field, value, at, *barred = args
+    if redis.execute("HGET", keys[0], host) is not None:
+        return 0
+    if any(redis.execute("HGET", keys[1], known) is not None for known in (field, *barred)):
+        return 0
+    redis.execute("HSET", keys[1], field, at)
+    redis.execute("HSET", keys[0], host, value)
+    return 1
+
+
+_SCRIPTS: dict[str, Script] = {
+    COMMIT: _commit,
+    ACQUIRE: _acquire,
+    RELEASE: _release,
+    DECIDE: _decide,
+    TAKE_OVER: _take_over,
+}

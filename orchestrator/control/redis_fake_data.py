@@ -40,6 +40,10 @@ class Data:
         self._ends: dict[bytes, float] = {}
         self._entries = itertools.count(1)
 
+    @property
+    def now(self) -> float:
+        return self._clock()
+
     def execute(self, name: str, *args: Any) -> Any:
         """One command, now.  Raises ResponseError."""
         command = _COMMANDS.get(name)

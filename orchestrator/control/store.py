@@ -17,7 +17,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from orchestrator.control import template_removals
 from orchestrator.control.changes import Changes, Names
-from orchestrator.control.records import Drain, Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
+from orchestrator.control.host_decisions import HostDecisions, drains, texts
+from orchestrator.control.records import Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.listening import Listening, noted
@@ -93,12 +94,13 @@ class _Decoded:
         return [(key.decode("utf-8"), value) for key, (_, value) in fresh.items()]
 
 
-class Store:
+class Store(HostDecisions):
     """All calls raise StoreError (code ``store-unavailable``) where Redis can't be reached, and `LeaseLost`."""
 
     def __init__(self, client: aioredis.Redis, prefix: str = "ironcd:") -> None:
         self.client = client
         self.names = Names(prefix)
+        super().__init__()
         self._commit = client.register_script(COMMIT)
         self._acquire = client.register_script(ACQUIRE)
         self._release = client.register_script(RELEASE)
@@ -164,11 +166,12 @@ class Store:
             pipe.zrange(names.served, 0, -1, withscores=True)
             pipe.get(names.releases)
             pipe.hgetall(names.draining)
+            pipe.hgetall(names.decided)
             pipe.get(names.listening)
             pipe.hgetall(names.templates_since)
             pipe.hgetall(names.templates_removed)
             _, jobs, runners, sightings, sums, inbox, *rest = await self._ask(pipe.execute())
-        known, outage, cordoned, ward, lifted, served, releases, draining, listening, *templates = rest
+        known, outage, cordoned, ward, lifted, served, releases, draining, decided, listening, *templates = rest
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -177,14 +180,15 @@ class Store:
             inbox=tuple(_entry(entry_id, fields) for entry_id, fields in inbox),
             known=bool(known),
             outage_since=float(outage or 0.0),
-            cordoned=_texts(cordoned),
+            cordoned=texts(cordoned),
             ward=_value(ward, Ward),
             releases=_value(releases, Releases),
-            lifted={subject: float(at) for subject, at in _texts(lifted).items()},
-            draining=_drains(draining),
+            lifted={subject: float(at) for subject, at in texts(lifted).items()},
+            draining=drains(draining),
+            decided={what: float(at) for what, at in texts(decided).items()},
             listening=_listening(listening),
-            templates_since={host: float(at) for host, at in _texts(templates[0]).items()},
-            templates_removed=template_removals.by_host(_texts(templates[1])),
+            templates_since={host: float(at) for host, at in texts(templates[0]).items()},
+            templates_removed=template_removals.by_host(texts(templates[1])),
             served={repo.decode(): at for repo, at in served},
         )
 
@@ -232,26 +236,16 @@ class Store:
         """When GitHub stopped answering; 0 where no outage goes on."""
         return float(await self._ask(self.client.get(self.names.outage)) or 0.0)
 
-    async def cordoned(self) -> dict[str, str]:
-        """Hosts that an admin cordoned, each with the reason that was given."""
-        return _texts(await self._ask(self.client.hgetall(self.names.cordoned)))
-
-    async def cordon(self, host: str, why: str) -> None:
-        await self._ask(self.client.hset(self.names.cordoned, host, why))
-
     async def rebuild_templates(self, host: str, now: float) -> None:
         await self._ask(self.client.hset(self.names.templates_since, host, str(now)))
 
     async def remove_template(self, host: str, key: str, now: float) -> None:
         """Have ``host`` remove its template ``key``; a host that was away hears of it for so many days."""
         name = self.names.templates_removed
-        old = template_removals.old(_texts(await self._ask(self.client.hgetall(name))), now)
+        old = template_removals.old(texts(await self._ask(self.client.hgetall(name))), now)
         if old:
             await self._ask(self.client.hdel(name, *old))
         await self._ask(self.client.hset(name, template_removals.field_of(host, key), str(now)))
-
-    async def uncordon(self, host: str) -> None:
-        await self._ask(self.client.hdel(self.names.cordoned, host))
 
     async def ward(self) -> Ward:
         """Failed starts, and who is in quarantine."""
@@ -273,16 +267,6 @@ class Store:
     async def reruns(self, run_id: int) -> int:
         """How often a run was run again for a loss."""
         return int(await self._ask(self.client.get(self.names.reruns(run_id))) or 0)
-
-    async def draining(self) -> dict[str, Drain]:
-        """Hosts that are to be empty."""
-        return _drains(await self._ask(self.client.hgetall(self.names.draining)))
-
-    async def drain(self, host: str, drain: Drain) -> None:
-        await self._ask(self.client.hset(self.names.draining, host, msgspec.json.encode(drain)))
-
-    async def undrain(self, host: str) -> None:
-        await self._ask(self.client.hdel(self.names.draining, host))
 
     async def searched_at(self) -> float:
         """When all repositories were last asked for their jobs; 0 for never."""
@@ -399,6 +383,9 @@ class Store:
 
     async def put_sighting(self, sighting: Sighting) -> bool:
         """Keep what a host reported; True where the worker should be told."""
+        said = sighting.observed.decided
+        if said is not None:
+            await self.take_over(sighting.observed.host, said)  # before anything can be placed there
         async with self.client.pipeline(transaction=True) as pipe:
             pipe.hset(self.names.sightings, sighting.observed.host, msgspec.json.encode(sighting))
             pipe.set(self.names.hint, "1", nx=True, ex=HINT_FOR_S)
@@ -476,16 +463,8 @@ def _value(raw: bytes | None, kind: type[_T]) -> _T:
         return kind()
 
 
-def _drains(fields: dict[bytes, bytes]) -> dict[str, Drain]:
-    return {key.decode(): msgspec.json.decode(raw, type=Drain) for key, raw in fields.items()}
-
-
 def _listening(raw: bytes | None) -> Listening | None:
     return None if raw is None else msgspec.json.decode(raw, type=Listening)
-
-
-def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode("utf-8", "replace") for key, value in fields.items()}
 
 
 def _unavailable(error: Exception) -> StoreError:

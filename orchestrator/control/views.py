@@ -14,8 +14,9 @@ import msgspec
 from orchestrator.control.drain_api import drain_view
 from orchestrator.control.explain_wait import Waiting, with_wait
 from orchestrator.control.observe import taken_by
-from orchestrator.control.records import Drain, JobRecord, RunnerRecord, Sighting
+from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.control.stages import stages
+from orchestrator.core.decided import Drain
 from orchestrator.core.job import Moment
 from orchestrator.core.machine import Capacity
 from orchestrator.core.placement import HostView, free_of

@@ -15,11 +15,13 @@ import structlog
 
 from orchestrator.control.changes import Changes
 from orchestrator.control.github import RunnerScope
+from orchestrator.control.host_decisions import decided_of
 from orchestrator.control.losses import note_end
 from orchestrator.control.quarantine import Quarantines
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting, Snapshot
 from orchestrator.control.releases import Rollout
 from orchestrator.control.settings import ControlSettings
+from orchestrator.core.decided import Decided
 from orchestrator.core.flow import Identity
 from orchestrator.core.job import Job, tell
 from orchestrator.core.lifecycle import advance, wanted
@@ -72,6 +74,7 @@ class World:
         self.sightings: dict[str, Sighting] = dict(snapshot.sightings)
         self.sums = dict(snapshot.sums)
         self.draining = snapshot.draining
+        self._decided = (snapshot.cordoned, snapshot.draining, snapshot.decided)
         self.templates_since = snapshot.templates_since
         self.templates_removed = snapshot.templates_removed
         self.cordoned = {**snapshot.cordoned, **{host: drain.why for host, drain in snapshot.draining.items()}}
@@ -282,6 +285,10 @@ class World:
             if record.life.host and record.life.phase != "GONE":
                 found[record.life.host].append(record)
         return found
+
+    def decided_of(self, host: str) -> Decided:
+        """What people decided of ``host``."""
+        return decided_of(host, *self._decided)
 
     def images_of(self, record: RunnerRecord) -> dict[str, tuple[str, ...]] | None:
         """What was read off the package managers in the runner's image; None where its host hasn't told."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from orchestrator.core.decided import Decided
 from orchestrator.core.flow import Identity
 from orchestrator.core.machine import Capacity, MachineClass
 from orchestrator.core.policy import Policy
@@ -140,6 +141,8 @@ class Desired(msgspec.Struct, frozen=True):
     """Templates that were made before are to be made anew; seconds since the epoch."""
     templates_removed: dict[str, float] = {}
     """Key of a template to when it was removed: one that was made before goes, and comes again where a class or a job wants it."""
+    decided: Decided = Decided()
+    """Of the host itself.  It keeps this, and says it again."""
 
 
 class Image(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -230,6 +233,8 @@ class Observed(msgspec.Struct, frozen=True, omit_defaults=True):
     """For how long there have been such lines without a break."""
     swept: dict[str, int] = {}
     """What its agent found that belonged to no runner, and removed, since it started: ``runner`` or ``link`` to how often."""
+    decided: Decided | None = None
+    """What it was told last; None where its agent, of an older version, keeps none."""
 
 
 class LedgerBatch(msgspec.Struct, frozen=True):

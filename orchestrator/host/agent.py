@@ -29,6 +29,7 @@ from orchestrator.host.accelerator import Choice, device_problem
 from orchestrator.host.adopt import adopt
 from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import HELLO_S, Situation, Step, next_step
+from orchestrator.host.decisions import Decisions
 from orchestrator.host.exits import idled
 from orchestrator.host.hearing import hear
 from orchestrator.host.host_facts import boot_id, capacity_of
@@ -86,6 +87,7 @@ class Agent:
         """Of its own: however slowly VMs are torn down, the next ones start."""
         self._capacity = Capacity(0, 0, 0)
         self._erase_problem: Failure | None = None
+        self._decisions = Decisions(parts.paths.decided, parts.records)
         self._cleared = {"runner": 0, "link": 0}
         self.lag: Callable[[], Lag] = Lag
         """How far the ledger's shipping is behind."""
@@ -98,6 +100,7 @@ class Agent:
     def begin(self) -> None:
         """Read what the last process left.  The first `turn` that finds libvirt there takes the running VMs over."""
         self._load_desired()
+        self._decisions.load()
         for record in self.parts.records.load():
             record.heard_at = self.parts.clock()  # what it said while nobody listened isn't known
             if record.has("runner_listening") and not record.listened_up:
@@ -126,6 +129,7 @@ class Agent:
                 clean = msgspec.structs.replace(desired, runners=tuple(map(without_secret, desired.runners)))
                 self._desired = msgspec.json.encode(clean)
                 self._keep_desired()
+            changed |= self._decisions.hear(desired.decided)
         if changed:
             self.changed()
         self.wake.set()
@@ -235,6 +239,7 @@ class Agent:
             unshipped=lag.lines,
             unshipped_s=round(lag.seconds, 1),
             swept=swept,
+            decided=self._decisions.known,
             warm=self.pool.observed(),
         )
 

@@ -33,6 +33,7 @@ class HostPaths(msgspec.Struct, frozen=True):
     cache: Path
     gateway_socket: Path
     desired: Path
+    decided: Path
     shipped: Path
 
 
@@ -66,6 +67,7 @@ def host_paths(settings: HostSettings) -> HostPaths:
         cache=cache,
         gateway_socket=run / "gateway.sock",
         desired=state / "desired.json",
+        decided=state / "decided.json",
         shipped=state / "shipped.json",
     )
 

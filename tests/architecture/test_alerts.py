@@ -17,8 +17,9 @@ from fakeredis import FakeAsyncRedis
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.control import metrics
-from orchestrator.control.records import Drain, Sighting
+from orchestrator.control.records import Sighting
 from orchestrator.control.store import Store
+from orchestrator.core.decided import Drain
 from orchestrator.core.machine import Capacity
 from orchestrator.core.quarantine import Quarantine, Ward
 from orchestrator.core.runner_release import Releases

@@ -12,6 +12,7 @@ import pytest
 from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.control.redis_fake import RedisFake
 from orchestrator.control.store import LEASE_MS, LeaseLost, Store
+from orchestrator.core.decided import Decided, Drain
 from orchestrator.core.errors import StoreError
 from orchestrator.core.flow import Identity
 from orchestrator.core.inbox import Delivery
@@ -239,3 +240,26 @@ async def test_redis_away_and_back(redis_server) -> None:  # type: ignore[no-unt
     redis_server.start()
     assert (await store.snapshot()).jobs == {1: job(1)}
     await store.close()
+
+
+async def test_what_a_host_says_again_is_taken_over_only_where_nothing_was_decided(store: Store) -> None:
+    said = Decided("fan", 5.0, Drain(1.0, 2.0, "kernel", "host"), 6.0)
+    await store.take_over("h1", said)
+    await store.take_over("h1", msgspec.structs.replace(said, cordoned="other", cordoned_at=9.0))
+    assert (await store.cordoned(), await store.draining()) == ({"h1": "fan"}, {"h1": said.drain})
+    assert (await store.standing()).decided == {"cordon h1": 5.0, "drain h1": 6.0}
+    await store.uncordon("h1")
+    await store.undrain("h1")
+    await store.undrain_its_own("h2")
+    await store.take_over("h1", said)
+    await store.take_over("h2", said)
+    assert (await store.cordoned(), await store.draining()) == ({"h2": "fan"}, {})
+
+
+async def test_a_later_decision_has_a_later_time_whatever_the_clocks_say(store: Store) -> None:
+    ahead = 1e11
+    await store.take_over("h1", Decided("fan", ahead))
+    await store.cordon("h1", "other")
+    await store.uncordon("h1")
+    assert (await store.standing()).decided["cordon h1"] > ahead
+    assert await store.cordoned() == {}

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from orchestrator.core.decided import Decided, Drain
 from orchestrator.core.errors import HostError
 from orchestrator.core.flow import Identity
 from orchestrator.core.machine import MachineClass
@@ -71,6 +72,7 @@ class Host:
         self.gateway, self.talk = FakeGateway(self.paths.links), FakeTalk()
         self.wishes: dict[str, DesiredRunner] = {}
         self.generation = 0
+        self.decided = Decided()
         self.agent: Agent
         self.boot()
 
@@ -115,7 +117,7 @@ class Host:
 
     def tell(self) -> None:
         self.generation += 1
-        self.agent.wished(Desired("h1", self.generation, tuple(self.wishes.values())))
+        self.agent.wished(Desired("h1", self.generation, tuple(self.wishes.values()), decided=self.decided))
 
     def seen(self, ulid: str = ONE) -> ObservedRunner | None:
         return next((found for found in self.agent.observe().runners if found.id == ulid), None)
@@ -258,6 +260,32 @@ def test_where_a_runner_is_registered_is_said_again_whatever_becomes_of_the_wish
     host.paths.desired.unlink()
     host.boot()
     assert host.seen().scope == Scope(repo="acme/app")
+
+
+def test_what_was_decided_of_the_host_is_said_again_after_its_agent_was_killed(host):
+    host.decided = known = Decided("fan", 5.0, Drain(1.0, 2.0, "kernel"), 6.0)
+    host.tell()
+    assert host.agent.observe().decided == known
+    host.agent.close()
+    host.boot()
+    assert host.agent.observe().decided == known
+    host.decided = Decided()
+    host.tell()
+    assert host.agent.observe().decided == known, "a control plane that has forgotten it takes nothing back"
+    host.decided = Decided(None, 7.0, None, 5.0)
+    host.tell()
+    assert host.agent.observe().decided == Decided(None, 7.0, known.drain, 6.0)
+
+
+def test_a_full_disk_keeps_no_decision_from_being_said(host):
+    path, aside = host.paths.decided, host.paths.decided.with_name("aside")
+    path.mkdir()  # nothing can be put in its place
+    host.decided = Decided("fan", 5.0)
+    host.tell()
+    assert host.agent.observe().decided == Decided("fan", 5.0)
+    path.rename(aside)
+    host.tell()
+    assert msgspec.json.decode(path.read_bytes(), type=Decided) == Decided("fan", 5.0)
 
 
 def test_steps_wait_as_long_as_the_gateway_hasnt_the_jobs_policy(host):

@@ -25,6 +25,7 @@ from orchestrator.control.redis_fake import RedisFake
 from orchestrator.control.sealed import Seal
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
+from orchestrator.core.decided import Decided, later
 from orchestrator.core.inbox import Delivery, InstallationNews
 from orchestrator.core.job import Job, Moment
 from orchestrator.core.machine import Capacity
@@ -57,8 +58,9 @@ class Host:
         self.steps_per_move = 99
         self.ends_slowly = False
         """A machine that runs is told to end in one move, and is gone in the next."""
-        self.says_scopes = True
-        """False in agents of the version before: they don't know where their runners are registered."""
+        self.decided = Decided()
+        self.remembers = True
+        """False in agents of the version before: they keep neither where their runners are registered nor what was decided."""
         self.silent = False
         """It goes on, and nobody hears it, nor it anybody."""
         self.fails: Callable[[str], Failure | None] = lambda _runner: None
@@ -69,6 +71,7 @@ class Host:
         if desired is None:
             return
         self.generation = desired.generation
+        self.decided = later(self.decided, desired.decided)
         named = {runner.id for runner in desired.runners}
         self.seen = {key: runner for key, runner in self.seen.items() if key in named}
         for runner in desired.runners:
@@ -76,7 +79,7 @@ class Host:
 
     def _step(self, wish: DesiredRunner, seen: ObservedRunner | None, now: float) -> ObservedRunner:
         seen = seen or ObservedRunner(wish.id, "absent")
-        if self.says_scopes:
+        if self.remembers:
             seen = msgspec.structs.replace(seen, scope=wish.scope)
         if wish.wish == "gone":
             slowly = self.ends_slowly and seen.vm == "running" and wish.id not in self.ended
@@ -118,6 +121,7 @@ class Host:
             runners=tuple(self.seen.values()),
             images=self.images,
             problems=self.problems,
+            decided=self.decided if self.remembers else None,
         )
 
 
@@ -272,7 +276,7 @@ class Stage:
             "t:counters", "t:jobs:done", "t:jobs:done:at", "t:runners:gone", "t:runners:gone:at", "t:sightings",
             "t:desired", "t:desired:sums", "t:inbox", "t:policies", "t:policies:of", "t:fence", "t:known", "t:dead", "t:hint",
             "t:redelivery", "t:hosts:cordoned", "t:repos:active", "t:repos:searched", "t:quarantine", "t:releases", "t:listening",
-            "t:repos:served", "t:hosts:draining", "t:jobs:unserved", "t:jobs:unserved:at",
+            "t:repos:served", "t:hosts:draining", "t:hosts:decided", "t:jobs:unserved", "t:jobs:unserved:at",
         }  # fmt: skip
         found: dict[str, object] = {
             "deliveries": await self.redis.xlen(self.store.names.inbox),

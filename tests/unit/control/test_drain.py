@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.control import admin_api, drain_api, metrics
 from orchestrator.control.auth import AdminToken, HostTokens
-from orchestrator.control.records import Drain
+from orchestrator.core.decided import Drain
 from orchestrator.core.runner import NOTICE_S
 from orchestrator.core.wire import Desired
 

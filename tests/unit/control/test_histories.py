@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.control.github import Unavailable
-from orchestrator.control.records import Drain
 from orchestrator.control.settings import ControlSettings
+from orchestrator.core.decided import Drain
 from orchestrator.core.job import Job
 from orchestrator.core.names import ulid_of
 from orchestrator.core.sharing import Share, Sharing

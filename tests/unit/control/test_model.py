@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.control.github import HookDelivery, Unavailable
-from orchestrator.control.records import Drain
 from orchestrator.control.settings import ControlSettings
+from orchestrator.core.decided import Drain
 from orchestrator.core.job import Job
 from orchestrator.core.names import ulid_of
 from orchestrator.core.runner import NOTICE_S, PHASES

@@ -92,7 +92,7 @@ async def test_one_without_a_job_is_removed_where_it_is_registered(stage: Stage)
 
 
 async def test_an_agent_of_the_version_before_says_none_and_the_jobs_repositories_are_asked(stage: Stage) -> None:
-    stage.hosts["h1"].says_scopes = False
+    stage.hosts["h1"].remembers = False
     runner = await ready(stage, repo=OTHER)
     await stage.deliver(stage.github.give(1, runner_name(runner)))
     stage.started[1] = [runner]
