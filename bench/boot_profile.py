@@ -34,10 +34,12 @@ _FIELDS = "Id,After,InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic
 _MANAGER = "UserspaceTimestampMonotonic,GeneratorsStartTimestampMonotonic,UnitsLoadFinishTimestampMonotonic"
 ASK = f"""
 cat /proc/uptime; date +%s.%N; echo ==kernel; sudo dmesg; echo ==manager; sudo systemctl show --property={_MANAGER}
+echo ==stages; sudo cat /run/cloud-init/status.json; echo
 echo ==units; sudo systemctl show '*' --property={_FIELDS}; echo ==end
 """
 _LINE_TIME = re.compile(r"^\S+Z ", re.MULTILINE)
 _KERNEL = re.compile(r"^\[ *(\d+\.\d+)\] (.*)$", re.MULTILINE)
+_STAGES = ("init-local", "init", "modules-config", "modules-final")
 _INIT = "Run /init as init process"
 
 
@@ -56,6 +58,8 @@ class Boot(msgspec.Struct, frozen=True):
     zero: float
     kernel: tuple[tuple[float, str], ...]
     manager: dict[str, float]
+    stages: dict[str, float]
+    """cloud-init's, by when each began."""
     units: dict[str, Unit]
 
 
@@ -70,14 +74,17 @@ class Span(msgspec.Struct, frozen=True):
 def read(log: str) -> Boot:
     """What a job's log says of its machine's boot.  Raises ValueError where it isn't in there."""
     text = _LINE_TIME.sub("", log.replace("\r", ""))
-    parts = re.split(r"^==(?:kernel|manager|units|end)\n", text, flags=re.MULTILINE)
-    if len(parts) != 5:
+    parts = re.split(r"^==(?:kernel|manager|stages|units|end)\n", text, flags=re.MULTILINE)
+    if len(parts) != 6:
         raise ValueError("the job's log doesn't hold what its machine was asked for")
     uptime, now = parts[0].splitlines()[-2:]
+    zero = float(now) - float(uptime.split()[0])
     kernel = tuple((float(at), said) for at, said in _KERNEL.findall(parts[1]))
     manager = {name: int(value) / 1e6 for name, value in _properties(parts[2]).items()}
-    units = [_unit(_properties(block)) for block in parts[3].split("\n\n") if block.strip()]
-    return Boot(float(now) - float(uptime.split()[0]), kernel, manager, {unit.name: unit for unit in units})
+    told = msgspec.json.decode(parts[3])["v1"]
+    stages = {name: told[name]["start"] - zero for name in _STAGES}
+    units = [_unit(_properties(block)) for block in parts[4].split("\n\n") if block.strip()]
+    return Boot(zero, kernel, manager, stages, {unit.name: unit for unit in units})
 
 
 def _properties(block: str) -> dict[str, str]:
@@ -119,7 +126,8 @@ def spans(boot: Boot, host: Mapping[str, float]) -> Iterator[Span]:
         (loaded, "systemd: from its units' files to the first of the chain"),
         *((unit.began, unit.name) for unit in chain if unit.began > loaded),
         (host["guest_hello"] - boot.zero, "the gate: clock, randomness and ids"),
-        (host["gate_opened"] - boot.zero, "cloud-init's four stages"),
+        (host["gate_opened"] - boot.zero, "cloud-init hears of it"),
+        *((at, f"cloud-init: {stage}") for stage, at in boot.stages.items()),
         (host["jit_taken"] - boot.zero, "the seed goes, the runner's process is started"),
     ]
     ends = [at for at, _ in marks[1:]] + [host["runner_started"] - boot.zero]

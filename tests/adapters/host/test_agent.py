@@ -33,7 +33,7 @@ from orchestrator.host.parts import Parts
 from orchestrator.host.paths import host_paths, make_folders
 from orchestrator.host.record import Records
 from orchestrator.host.slots import Slots
-from orchestrator.host.templates import Cold
+from orchestrator.host.templates import Cold, Templates
 from orchestrator.system.process import run
 
 ONE = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
@@ -861,6 +861,16 @@ def leases(host) -> Leases:
 def cloning(host) -> None:
     host.wish(machine=MachineClass("ironcd", vcpus=1, memory_mib=64, disk_gib=1))
     host.until(lambda: host.hypervisor.state(names_of(ONE).domain) == "running" and not host.busy(ONE))
+
+
+def test_what_is_wanted_of_templates_is_known_to_the_next_agent_too(host, monkeypatch):
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Templates, "want", lambda _templates, *wanted: told.append(wanted))
+    classes, removed = (MachineClass("ironcd"),), {"a" * 64: 6.0}
+    host.agent.wished(Desired("h1", 1, (), classes, 5.0, removed))
+    host.agent.close()
+    host.boot()
+    assert told == [(classes, 5.0, removed)] * 2
 
 
 def test_a_clone_is_loaded_behind_its_wall_and_let_through_the_gate_when_it_runs(host, leases):
