@@ -1,6 +1,6 @@
 # What a person types.  Each target prepares the machine first (scripts/setup does nothing where nothing is missing).
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types docs bench fuzz security lock clean
+.PHONY: help setup demo test lint types docs bench fuzz security chaos lock clean
 BIN := .venv/bin
 JOBS ?= 1
 SEED ?= 1
@@ -37,9 +37,10 @@ fuzz: setup  ## 300,000 hellos: our reader beside OpenSSL's server and mitmproxy
 security: setup  ## the attacks on the egress wall; writes build/security.json
 	@$(BIN)/pytest tests/security --security-json build/security.json
 
-chaos: JOBS = 200
-chaos: setup  ## many jobs under random faults and kills (JOBS=200 SEED=1; REAL=1 JOBS=24: real processes); writes build/chaos.json
-	@$(BIN)/python -m tests.chaos $(if $(REAL),--real) --jobs $(JOBS) --seed $(SEED) --output build/chaos.json
+chaos: JOBS =
+chaos: setup  ## 200 jobs under random faults and kills, some of them on real machines (JOBS=n SEED=n; one kind alone: CROWD=n, REAL=n or VMS=n); writes build/chaos.json
+	@$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(CROWD),--crowd $(CROWD)) $(if $(REAL),--real $(REAL)) \
+		$(if $(VMS),--vms $(VMS)) $(if $(PLAN),--plan) --seed $(SEED) --output build/chaos.json
 
 lock:  ## requirements.lock anew from pyproject.toml, with hashes and without addresses (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate --no-header \

@@ -39,6 +39,7 @@ class City:
     def __init__(self, loop: Loop, folder: Path, seed: int, *, hosts: int, lines: list[str] | None = None) -> None:
         self.loop = loop
         self.folder = folder
+        self.seed = seed
         self.rng = random.Random(seed)
         random.seed(seed)
         self.journal = Journal(self.now, lines)

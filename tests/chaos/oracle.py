@@ -21,12 +21,20 @@ from tests.chaos.mortal import Mortal
 if TYPE_CHECKING:
     from tests.chaos.city import City
 
-NAMES = Names("t:")
-GONE = {NAMES.jobs, NAMES.runners, NAMES.lease, NAMES.outage, NAMES.jit}
-KEPT_KEYS = {getattr(NAMES, name) for name, it in inspect.getmembers(Names) if isinstance(it, property)} - GONE
-"""What Redis may hold of a system at rest: keys with a name of their own, but those of work that goes on."""
-PASSING = ("t:seen:", "t:foreign:", "t:jobs:said:", "t:reruns:")
+PREFIX = "t:"
+PASSING = ("seen:", "foreign:", "jobs:said:", "reruns:")
 """Keys that go by themselves."""
+
+
+async def keys_left(store: Store, prefix: str = PREFIX) -> list[str]:
+    """What Redis has of a system at rest beyond what it may have: keys with a name of their own, but those of work that goes on."""
+    names = Names(prefix)
+    busy = {names.jobs, names.runners, names.lease, names.outage, names.jit}
+    kept = {getattr(names, name) for name, it in inspect.getmembers(Names) if isinstance(it, property)} - busy
+    keys = {key.decode() for key in await store.client.keys(f"{prefix}*")}
+    mortal = tuple(prefix + name for name in PASSING)
+    passing = {key for key in keys if key.startswith(mortal) and await store.client.ttl(key) > 0}
+    return sorted(keys - kept - passing)
 
 
 class Oracle:
@@ -35,7 +43,7 @@ class Oracle:
 
     def __init__(self, city: City) -> None:
         self.city = city
-        self.store = Store(city.memory.client(Mortal("oracle")), "t:")
+        self.store = Store(city.memory.client(Mortal("oracle")), PREFIX)
         self.unreasoned: set[int] = set()
 
     async def look(self) -> None:
@@ -68,9 +76,7 @@ class Oracle:
                 found.setdefault(kind, []).extend(f"{host.name}:{thing}" for thing in things)
         runners = self.city.github.state.runners.values()
         found["runners"] = [runner.name for runner in runners if runner.name not in self.city.strangers]
-        keys = {key.decode() for key in await self.store.client.keys("t:*")}
-        passing = {key for key in keys if key.startswith(PASSING) and await self.store.client.ttl(key) > 0}
-        found["redis_keys"] = sorted(keys - KEPT_KEYS - passing)
+        found["redis_keys"] = await keys_left(self.store)
         found["deliveries"] = ["?"] * (await self.store.lengths())["inbox"]
         return found
 

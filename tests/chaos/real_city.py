@@ -93,6 +93,7 @@ class RealCity(City):
     def __init__(self, simulator: Simulator, folder: Path, seed: int, *, hosts: int) -> None:
         self.simulator = simulator
         self.folder = folder
+        self.seed = seed
         self.rng = random.Random(seed)
         self.journal = Journal(self.now, [])
         self.used, self.kills, self.killed_at = Counter(), 0, 0.0

@@ -12,6 +12,7 @@ import hashlib
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from tests.chaos.run import Outcome, outcome, spoil
 HOSTS = 2
 LIMIT_S = 240.0
 """After the last trouble."""
+TELL_S = 10.0
 LONG = {
     "jit-timeout",
     "slow",
@@ -52,6 +54,8 @@ class Report(Outcome, kw_only=True):
     """Digest of what was to happen and when: the same for each run of one seed."""
     replays_exactly: bool
     seconds: float
+    spoiled: Outcome | None = None
+    """What the same end was found to be after a sabotage that came behind the report (``then``)."""
 
 
 Plan = list[tuple[float, str, str]]
@@ -73,10 +77,22 @@ def plan(jobs: int, seed: int, hosts: int = HOSTS) -> Plan:
         size = min(left, rng.choice((1, 1, 2, 3)))
         made.append((rng.uniform(0.0, over_s) if left < jobs else 0.0, "run", str(size)))
         left -= size
-    return sorted(made)
+    # The last one starts when nothing is killed any more, so something is served on any machine.
+    *others, (_, _, size) = [step for step in made if step[1] == "run"]
+    made = [step for step in made if step[1] != "run"] + others
+    return [*sorted(made), (over_s, "run", size)]
 
 
-def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = "") -> Report:
+def run(
+    jobs: int,
+    seed: int,
+    *,
+    journal: Path | None = None,
+    sabotage: str = "",
+    then: str = "",
+    told: Callable[[str], None] = lambda _what: None,
+) -> Report:
+    """``told`` is called with a line for people every few seconds."""
     with (
         tempfile.TemporaryDirectory(prefix="icdt-") as folder,
         Simulator(repositories=REPOSITORIES, shared_keys=1) as simulator,
@@ -85,7 +101,7 @@ def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = ""
         try:
             city.supervisor.start()
             loop = simulator.call(asyncio.get_running_loop)
-            return asyncio.run_coroutine_threadsafe(_run(city, jobs, seed, sabotage), loop).result()
+            return asyncio.run_coroutine_threadsafe(_run(city, jobs, seed, sabotage, then, told), loop).result()
         finally:
             city.stop()
             if journal is not None:
@@ -93,12 +109,13 @@ def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = ""
                 journal.write_text("\n".join([*(city.journal._lines or ()), *logs]) + "\n")
 
 
-async def _run(city: RealCity, jobs: int, seed: int, sabotage: str) -> Report:
+async def _run(city: RealCity, jobs: int, seed: int, sabotage: str, then: str, told: Callable[[str], None]) -> Report:
     began = time.monotonic()
     city.begin()
     oracle = Oracle(city)
     oracle.patience_s = 15.0
     schedule = plan(jobs, seed)
+    telling = asyncio.ensure_future(_tell(city, jobs, told))
     try:
         playing = asyncio.ensure_future(_play(city, schedule))
         while not playing.done():
@@ -109,17 +126,22 @@ async def _run(city: RealCity, jobs: int, seed: int, sabotage: str) -> Report:
         while time.monotonic() < ends and not await _at_rest(oracle):
             await _look(oracle)
         spoil(city, sabotage)
-        return await _report(city, oracle, seed, schedule, began, jobs)
+        report = await _report(city, oracle, seed, schedule, began, jobs)
+        if then:
+            spoil(city, then)
+            report.spoiled = await outcome(city, oracle, jobs, city.broken())
+        return report
     finally:
+        telling.cancel()
         await oracle.store.client.aclose()
         await city.close()
 
 
 async def _play(city: RealCity, schedule: Plan) -> None:
     began = time.monotonic()
-    rng = random.Random(city.rng.random())
-    for at, what, which in schedule:
+    for number, (at, what, which) in enumerate(schedule):
         await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+        rng = random.Random(f"real {city.seed} {number}")  # what a step does doesn't depend on how those before it went
         match what:
             case "kill":
                 await city.kill(which)
@@ -131,6 +153,13 @@ async def _play(city: RealCity, schedule: Plan) -> None:
             case _:
                 city.journal.note(f"trouble: {which}")
                 trouble.github_fault(city, which, rng)
+
+
+async def _tell(city: RealCity, jobs: int, told: Callable[[str], None]) -> None:
+    while True:
+        await asyncio.sleep(TELL_S)
+        over = sum(1 for job in city.github.state.jobs.values() if job.status == "completed")
+        told(f"{over} of {jobs} jobs are over, {city.kills} killed")
 
 
 async def _look(oracle: Oracle) -> None:

@@ -67,7 +67,7 @@ async def _run(loop: Loop, folder: Path, jobs: int, seed: int, lines: list[str] 
     clockwork = asyncio.ensure_future(city.clockwork())
     try:
         await asyncio.sleep(30.0)
-        over_s = 300.0 + 4.0 * jobs
+        over_s = trouble.span_s(jobs)
         busy = [
             asyncio.ensure_future(trouble.work(city, jobs, over_s)),
             asyncio.ensure_future(trouble.trouble(city, over_s)),
@@ -102,7 +102,7 @@ def spoil(city: City, what: str) -> None:
             del city.taken[job.id]
             job.conclusion = "failure"
         case "leave-a-disk":
-            (city.hosts[0].paths.disks / f"ironcd-{city.make_id().lower()}.qcow2").touch()
+            (city.hosts[0].paths.disks / "left-behind.qcow2").touch()  # not by a name that an agent sweeps
         case "touch-a-stranger":
             runner = next(it for it in city.github.state.runners.values() if it.name == "their-runner")
             del city.github.state.runners[runner.id]

@@ -1,4 +1,7 @@
-"""Who makes work, and who makes trouble: both out of the seed, and over after a while."""
+"""Who makes work, and who makes trouble: both are planned from the seed alone, and over after a while.
+
+What is planned doesn't depend on what has happened: each step draws from a source of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,44 @@ TERMINAL = ("jit-forbidden", "jit-invalid", "jit-missing")
 UNINSTALLED_S = 90.0
 
 
+def span_s(jobs: int) -> float:
+    """So long jobs and troubles go on to begin, in virtual time."""
+    return 300.0 + 4.0 * jobs
+
+
+def work_plan(jobs: int, seed: int, over_s: float) -> list[tuple[float, int]]:
+    """When runs start, and of how many jobs: single ones, matrices, a flood."""
+    rng = random.Random(f"work {seed}")
+    made: list[tuple[float, int]] = []
+    left, at = jobs, 0.0
+    while left:
+        at += rng.expovariate(left / over_s) if made else 0.0
+        size = min(left, rng.choice((1, 1, 1, 2, 3, 8, 12)))
+        made.append((at, size))
+        left -= size
+        over_s = max(1.0, over_s - 1.0)
+    return made
+
+
+def trouble_plan(seed: int, over_s: float) -> list[tuple[float, str]]:
+    """When which fault begins: every kind twice, but for those that end a job for good."""
+    rng = random.Random(f"trouble {seed}")
+    kinds = [*CATALOGUE, *HOST_FAULTS] * 2
+    kinds = [kind for kind in kinds if kind not in TERMINAL] + list(TERMINAL)
+    rng.shuffle(kinds)
+    made, at = [], 0.0
+    for kind in kinds:
+        at += rng.expovariate(len(kinds) / over_s)
+        made.append((at, kind))
+    return made
+
+
 async def work(city: City, jobs: int, over_s: float) -> None:
     """Start ``jobs`` jobs within ``over_s``: matrices, gates, a repository that floods, and people who change their minds."""
-    rng = random.Random(city.rng.random())
-    left = jobs
-    while left:
-        await asyncio.sleep(rng.expovariate(left / over_s) if left < jobs else 0.0)
-        size = min(left, rng.choice((1, 1, 1, 2, 3, 8, 12)))
-        left -= size
-        start_run(city, rng, size)
-        over_s = max(1.0, over_s - 1.0)
+    began = city.loop.time()
+    for number, (at, size) in enumerate(work_plan(jobs, city.seed, over_s)):
+        await asyncio.sleep(max(0.0, began + at - city.loop.time()))
+        start_run(city, random.Random(f"run {city.seed} {number}"), size)
 
 
 def start_run(city: City, rng: random.Random, size: int) -> Run:
@@ -63,14 +94,12 @@ def _cancel(city: City, run: Run, share: float) -> None:
 
 async def trouble(city: City, over_s: float) -> None:
     """Faults of every kind, in an order of their own, all begun within ``over_s``; and processes that die all the while."""
-    rng = random.Random(city.rng.random())
-    kinds = [*CATALOGUE, *HOST_FAULTS] * 2
-    kinds = [kind for kind in kinds if kind not in TERMINAL] + list(TERMINAL)
-    rng.shuffle(kinds)
+    began = city.loop.time()
     city.deadly = 0.6
-    for kind in kinds:
-        await asyncio.sleep(rng.expovariate(len(kinds) / over_s))
+    for number, (at, kind) in enumerate(trouble_plan(city.seed, over_s)):
+        await asyncio.sleep(max(0.0, began + at - city.loop.time()))
         city.journal.note(f"trouble: {kind}")
+        rng = random.Random(f"fault {city.seed} {number}")
         if kind in HOST_FAULTS:
             HOST_FAULTS[kind](city, rng)
         else:

@@ -55,6 +55,7 @@ def admin_routes(github: GitHub) -> list[Route]:
         ("GET", "/jobs/{number}", admin.show_job),
         ("GET", "/jobs/{number}/log", admin.show_log),
         ("POST", "/jobs/{number}/cancel", admin.cancel_job),
+        ("POST", "/jobs/{number}/lock", admin.shorten_lock),
         ("GET", "/deliveries", admin.list_deliveries),
         ("POST", "/deliveries", admin.deliver),
         ("POST", "/ping", admin.ping),
@@ -163,6 +164,13 @@ class Admin:
         asked = await _json(request)
         job = self._of(self._github.state.jobs, request)
         self._github.engine.cancel_job(job, force=bool(asked.get("force", False)))
+        return JSONResponse(self._github.job_view(job), 202)
+
+    async def shorten_lock(self, request: Request) -> Response:
+        """``{"for_s": 30}``: the runner's hold of the job runs out so soon, unless it is renewed."""
+        asked = await _json(request)
+        job = self._of(self._github.state.jobs, request)
+        job.locked_until = min(job.locked_until, self._github.state.now() + float(asked["for_s"]))
         return JSONResponse(self._github.job_view(job), 202)
 
     async def list_deliveries(self, _request: Request) -> Response:

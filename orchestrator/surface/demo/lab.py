@@ -49,6 +49,8 @@ class Lab:
         cache: Path = CACHE,
         classes: Mapping[str, Mapping[str, object]] | None = None,
         host: Mapping[str, object] | None = None,
+        control: Mapping[str, object] | None = None,
+        pace: Mapping[str, object] | None = None,
     ) -> None:
         self.prefix = prefix
         self.folder = ROOT / prefix.replace("icd-", "", 1)
@@ -56,6 +58,8 @@ class Lab:
         self.cache = cache
         self._classes = {name: dict(keys) for name, keys in (classes or {}).items()}
         self._host = dict(host or {})
+        self._control = dict(control or {})
+        self._pace = dict(pace or {})
         self._undo = ExitStack()
         self.facts: dict[str, Any] = {}
         self._settings: Settings | None = None
@@ -198,7 +202,9 @@ class Lab:
                 "listen": self._listen,
                 "admin_token_file": secret["admin-token"],
                 "state_dir": str(self.folder / "control"),
-            },
+            }
+            | self._control,
+            "control.pace": self._pace,
             "redis": {"url": f"unix://{self.folder}/redis.sock", "folder": str(self.folder / "redis")},
             "host": host | self._host,
         }

@@ -124,7 +124,7 @@ def _job_report(lab: Lab, job_id: int, outside: Outside) -> JobReport:
     milestones = milestones_of(job)
     checks = [
         Check("it ran on a machine of ours", runner is not None, str(job["runner"] or job["reason"])),
-        _bound_first(milestones),
+        bound_first(milestones),
         *judge_wall(probes_of(PLACES), probe_results(log), outside, record),
     ]
     if runner is not None:
@@ -153,7 +153,7 @@ def _events(lab: Lab, job_id: int) -> list[dict[str, Any]]:
         deadline.pause()
 
 
-def _bound_first(milestones: dict[str, float]) -> Check:
+def bound_first(milestones: dict[str, float]) -> Check:
     """The job's policy was in force before its first step was released."""
     bound, released = milestones.get("policy_bound"), milestones.get("steps_released")
     ok = bound is not None and released is not None and bound <= released
