@@ -125,6 +125,18 @@ async def test_the_control_api_starts_looks_at_and_ends_a_run(client, github):
     assert (refused.status_code, refused.json()["code"]) == (422, "workflow-invalid")
 
 
+async def test_the_control_api_shortens_a_runners_hold_of_its_job(client, github, clock):
+    (job,) = github.create_run("app", JOB).jobs
+    github.engine.acquire(job)
+    assert (await client.http.post(f"/_sim/jobs/{job.id}/lock", json={"for_s": 30})).status_code == 202
+    clock.ahead = 29
+    github.pass_time()
+    assert job.status == "in_progress"
+    clock.ahead = 31
+    github.pass_time()
+    assert (job.status, job.conclusion) == ("completed", "failure")
+
+
 async def test_files_and_raw_deliveries_by_the_control_api(client, github, inbox):
     await client.http.put("/_sim/repositories/acme/app/files/.ironcd/policy.yml", content=b"mode: warn\n")
     assert github.repository("app").files["main"] == {".ironcd/policy.yml": b"mode: warn\n"}
