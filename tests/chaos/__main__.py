@@ -7,6 +7,7 @@ Status 0: all holds.  1: something was wrong; the report says what.  2: it can't
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ def main() -> int:
         asked.output.unlink(missing_ok=True)
     if asked.journal is not None:
         asked.journal.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     reports = tiers.run_all(wanted, asked.seed, _say, journal=asked.journal, sabotage=asked.sabotage)
     report = tiers.together(reports, asked.seed)

@@ -19,7 +19,7 @@ from tests.chaos.real_city import may_run
 from tests.chaos.real_run import plan
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS, SEED = 6, 2
+JOBS, SEED = 6, 4
 WITHIN_S = 480
 KINDS = {"redis", "control", "worker", "agent", "gateway"}
 

@@ -23,7 +23,8 @@ def main() -> int:
     parser.add_argument("--sabotage", default="")
     parser.add_argument("--then", default="", help="of `real`: a sabotage behind the report, judged as well")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     asked.output.write_bytes(msgspec.json.encode(_report(asked)))
     return 0
 
@@ -53,7 +54,9 @@ def _told(tier: str) -> Callable[[str], None]:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """What was made on the machine is taken away."""
+    """Once: a second signal must not stop what takes everything away."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

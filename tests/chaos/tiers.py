@@ -108,18 +108,25 @@ def _run(
         # The order of a set is part of what happens: it must be the same in each run.
         env = {**os.environ, "PYTHONHASHSEED": "0"}
         with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
-            began = time.monotonic()
-            while True:
-                try:
-                    status = child.wait(BEAT_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    if tier == "crowd":  # it has no time of its own to tell by
-                        say(f"{tier}: still at it after {time.monotonic() - began:.0f} s")
+            try:
+                status = _wait(child, tier, say)
+            except BaseException:
+                child.terminate()  # it takes away what it made
+                raise
         if not output.exists():
             return {"jobs": jobs, "ok": False, "kills": 0, "error": f"it broke: status {status}"}
         report: dict[str, Any] = json.loads(output.read_bytes())
         return report
+
+
+def _wait(child: subprocess.Popen[bytes], tier: str, say: Callable[[str], None]) -> int:
+    began = time.monotonic()
+    while True:
+        try:
+            return child.wait(BEAT_S)
+        except subprocess.TimeoutExpired:
+            if tier == "crowd":  # it has no time of its own to tell by
+                say(f"{tier}: still at it after {time.monotonic() - began:.0f} s")
 
 
 def together(reports: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _jobs(count: int, rng: random.Random) -> list[VmJob]:
 
 
 def _kill(rng: random.Random, jobs: list[VmJob], process: str) -> Kill:
-    """The gateway isn't killed while a job tries the ways out: what is tried without a gateway is refused, and not on record."""
+    """The gateway isn't killed while a job tries the ways out (`Play` holds that of other jobs too)."""
     job = rng.choice(jobs)
     marks: tuple[str, ...] = (*EARLY, "at_work") if process == "gateway" else (*EARLY, *LATE)
     if process != "gateway":

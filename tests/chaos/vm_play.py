@@ -91,7 +91,7 @@ class Play:
         for kill in list(self._kills):
             seen = self.city.jobs[kill.job]
             passed = seen.passed.get(kill.mark) or (now if is_finished(seen) else None)
-            if passed is None or now < passed + kill.after_s:
+            if passed is None or now < passed + kill.after_s or (kill.process == "gateway" and self._one_tries()):
                 continue
             if self.city.kill_machine(seen) if kill.process == "qemu" else self.city.kill(kill.process):
                 self.city.told(f"killed {kill.process} ({kill.mark} of {kill.job} and {kill.after_s} s)")
@@ -99,6 +99,10 @@ class Play:
             elif kill.process == "qemu" and is_finished(seen):
                 self.wrong.append(f"{kill}: there was no machine to kill")
                 self._kills.remove(kill)
+
+    def _one_tries(self) -> bool:
+        """A job tries the ways out: what it tries while there is no gateway is refused, and isn't on record."""
+        return any(seen.went_on and seen.plan.role == "whole" and not seen.over for seen in self.city.jobs.values())
 
     # The drain
 
