@@ -33,6 +33,7 @@ class Play:
                 return
             self._begin_some()
             self.city.look()
+            self.city.lab.keep_consoles()
             self._kill_some()
             for seen in self.city.jobs.values():
                 self._go_on(seen)
