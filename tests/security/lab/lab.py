@@ -145,6 +145,7 @@ class Lab:
         machine = Machine(label, f"{self.tag}-{label}", names_of(runner).tap, runner, slot)
         self.machines.append(machine)
         self._undo.callback(netns.delete, machine.namespace)
+        self._undo.callback(machine.close)
         netns.create(machine.namespace)
         run(["ip", "link", "add", machine.tap, "type", "veth", "peer", "name", "eth0", "netns", machine.namespace])
         self.links.move(machine.tap)

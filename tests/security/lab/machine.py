@@ -26,6 +26,7 @@ class Machine:
         self.tap = tap
         self.runner = runner
         self.slot = slot
+        self._wire: socket.socket | None = None
 
     @property
     def ip(self) -> str:
@@ -100,9 +101,14 @@ class Machine:
 
     def frame(self, payload: bytes, *, ether: int = 0x0800, source: str = GUEST_MAC, target: str = "") -> None:
         """Put one raw Ethernet frame on the wire."""
-        with self.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-            sock.bind(("eth0", 0))
-            sock.send(_mac(target or "02:00:00:00:00:02") + _mac(source) + ether.to_bytes(2, "big") + payload)
+        if self._wire is None:  # one for all: the kernel takes ten milliseconds to close one
+            self._wire = self.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            self._wire.bind(("eth0", 0))
+        self._wire.send(_mac(target or "02:00:00:00:00:02") + _mac(source) + ether.to_bytes(2, "big") + payload)
+
+    def close(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
 
 
 def _mac(text: str) -> bytes:
