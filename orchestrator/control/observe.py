@@ -85,9 +85,8 @@ def _refuses(world: World, sighting: Sighting) -> str:
         return said(held)
     if abs(skew_of(sighting)) > SKEW_S:
         return f"has a clock that is {skew_of(sighting):+.0f} s off: GitHub would refuse its runners"
-    problems = "; ".join(
-        f"{problem.code}: {problem.message}" for problem in seen.problems if problem.code != "image-missing"
-    )
+    standing = [problem for problem in seen.problems if problem.code != "image-missing" and not problem.over]
+    problems = "; ".join(f"{problem.code}: {problem.message}" for problem in standing)
     return f"reports {problems}" if problems else ""
 
 

@@ -191,7 +191,7 @@ def _state(sighting: Sighting, now: float, away_s: float, *, cordoned: bool, hel
         return "cordoned"
     if held:
         return "quarantine"
-    return "refuses" if sighting.observed.problems else "up"
+    return "refuses" if any(not problem.over for problem in sighting.observed.problems) else "up"
 
 
 def _drain_state(sighting: Sighting, now: float, away_s: float, *, empty: bool) -> str:

@@ -89,6 +89,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """The last lines of the serial console (at most 4 KiB), with every secret taken out."""
     domain: str = ""
     """What libvirt said of the VM at that moment."""
+    over: bool = False
+    """Of a host: shown to people, and keeps nothing from being started any more."""
 
 
 class Scope(msgspec.Struct, frozen=True, omit_defaults=True):

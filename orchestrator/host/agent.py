@@ -42,7 +42,7 @@ from orchestrator.host.room import fits, too_small, without_accelerator
 from orchestrator.host.ship import Lag
 from orchestrator.host.steps import carry_out, doubt_template, fail
 from orchestrator.host.templates import Templates
-from orchestrator.host.watch import Watch, wall_broken
+from orchestrator.host.watch import Aftermath, Watch, wall_broken
 from orchestrator.system.log import hide
 
 log = structlog.get_logger()
@@ -52,8 +52,6 @@ LOOK_S = 1.0
 """How often libvirt is asked for its domains, beside the events that it sends."""
 SWEEP_S = 10.0
 ORPHAN_S = 60.0
-DRIFT_SHOWN_S = 120.0
-"""A packet filter that another program changed is a problem for so long after it was restored: no VM is started meanwhile."""
 _THREADS = 32
 
 
@@ -78,7 +76,7 @@ class Agent:
         self._orphans: dict[str, float] = {}
         self._orphan_taps: dict[str, float] = {}
         self._looked_at = self._swept_at = self._adopt_at = 0.0
-        self._drifted_at = 0.0
+        self._aftermath = Aftermath()
         self._adopted = False
         self._informed = False
         self.pool = Pool(parts)
@@ -210,11 +208,10 @@ class Agent:
             self.problem(wall_broken(error))
             return
         self._clear_problem("wall-broken")
-        now = self.parts.clock()
-        if problem is not None:
-            self._drifted_at = now
-            self.problem(problem)
-        elif now - self._drifted_at >= DRIFT_SHOWN_S:
+        shown = self._aftermath.of(problem, self.parts.uptime())
+        if shown is not None:
+            self.problem(shown)
+        else:
             self._clear_problem("wall-drifted")
 
     def observe(self) -> Observed:

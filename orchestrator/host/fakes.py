@@ -23,7 +23,7 @@ from orchestrator.host.guest import Order
 from orchestrator.host.hypervisor import Domain, DomainState, Ended
 from orchestrator.host.ruleset import VmRules, merged
 from orchestrator.host.slots import Slot
-from orchestrator.host.wall import Present
+from orchestrator.host.wall import Present, disturbed
 
 
 class FakeHypervisor:
@@ -179,6 +179,8 @@ class FakeWall:
     base: bool = False
     fail_with: HostError | None = None
     remove_does_nothing: bool = False
+    before_install: Callable[[], None] = lambda: None
+    """What another program does just then."""
 
     def ensure_base(self, vms: list[VmRules]) -> None:
         self._maybe_fail()
@@ -188,6 +190,12 @@ class FakeWall:
 
     def install(self, vm: VmRules) -> None:
         self._maybe_fail()
+        self.before_install()
+        self.meant.pop(vm.tap, None)
+        self.vms.pop(vm.tap, None)
+        others = self.drift()
+        if others:
+            raise disturbed(others)
         self.meant[vm.tap] = self.vms[vm.tap] = vm
 
     def change(self, vm: VmRules) -> None:

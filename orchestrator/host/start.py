@@ -20,15 +20,20 @@ from orchestrator.host.gateway import GatewayAway
 from orchestrator.host.guest import opening
 from orchestrator.host.images import find_image
 from orchestrator.host.parts import Cancelled, Parts, Runner, link_of, rules_of
+from orchestrator.host.ruleset import VmRules
 from orchestrator.host.seed import make_seed
 from orchestrator.host.slots import Slot
 from orchestrator.host.templates import Cold
 from orchestrator.host.vm import Plan, boot_paused, clone_paused, connect, make_boot_files, make_clone_files, unmake
+from orchestrator.host.wall import DISTURBED
 from orchestrator.system.files import write_atomic
 
 log = structlog.get_logger()
 
 _GATEWAY_PATIENCE_S = 15.0
+_WALL_PATIENCE_S = 10.0
+"""The watch restores a wall within a second; one that is changed for so long isn't restored in time for this VM."""
+_WALL_AGAIN_S = 0.2
 
 
 def start(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
@@ -98,11 +103,29 @@ def wire_up(parts: Parts, runner: Runner, want: DesiredRunner, slot: Slot) -> No
     tap = runner.names.tap
     link = link_of(want, slot)
     parts.wires.move(tap)
-    parts.wall.install(rules_of(link))
+    _install(parts, runner, rules_of(link))
     runner.mark(parts, "chain_installed")
     put_in_force(parts, runner, link)
     parts.wires.up(tap, slot)
     connect(parts, runner.record.id, runner.paths(parts).channel, lambda: go_on(runner))
+
+
+def _install(parts: Parts, runner: Runner, rules: VmRules) -> None:
+    """Have ``rules`` in force.  Where another program changes the wall just then, wait for the watch to restore it and try again:
+    the link is down and the VM doesn't run.
+    """
+    deadline = time.monotonic() + _WALL_PATIENCE_S
+    while True:
+        try:
+            parts.wall.install(rules)
+        except HostError as error:
+            if error.code != DISTURBED or time.monotonic() > deadline:
+                raise
+            log.warning("start_disturbed", runner=runner.record.id, error=error.message)
+        else:
+            return
+        go_on(runner)
+        time.sleep(_WALL_AGAIN_S)
 
 
 def release(parts: Parts, runner: Runner) -> None:

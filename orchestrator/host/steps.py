@@ -18,6 +18,7 @@ from orchestrator.host.record import Record
 from orchestrator.host.slots import slot_at
 from orchestrator.host.start import put_in_force, start
 from orchestrator.host.waiting import claim
+from orchestrator.host.wall import DISTURBED
 
 log = structlog.get_logger()
 
@@ -48,7 +49,8 @@ def fail(parts: Parts, runner: Runner, failure: Failure) -> None:
     secrets = (runner.secret,) if runner.secret else ()
     text = console.tail(runner.paths(parts).console, secrets)
     domain = _domain_state(parts, runner)
-    doubt_template(parts, runner, failure.message)
+    if failure.code != DISTURBED:
+        doubt_template(parts, runner, failure.message)
     with runner.lock:
         record = runner.record
         record.failure = record.failure or Failure(failure.code, failure.message, failure.remedy, text, domain)

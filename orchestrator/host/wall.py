@@ -18,6 +18,7 @@ from orchestrator.host import ruleset
 from orchestrator.host.nft import Json, NamespaceThread, Nft
 from orchestrator.host.ruleset import Listeners, VmRules
 
+DISTURBED = "wall-disturbed"
 _COMPARE_S = 30.0
 """The whole is compared at least this often: a chain that went with its device changes no generation."""
 
@@ -42,7 +43,11 @@ class Firewall(Protocol):
         """Make the kernel have the base tables and exactly ``vms``, whatever stood there before."""
 
     def install(self, vm: VmRules) -> None:
-        """Install ``vm`` whole, and read it back.  The tap must be in the namespace."""
+        """Install ``vm`` whole, and read it back.  The tap must be in the namespace.
+
+        Raises HostError, with nothing of ``vm`` left; its code is ``wall-disturbed`` where the rest of the wall isn't what it
+        should be either: another program changes it, and it can be tried again once the watch has restored it.
+        """
 
     def change(self, vm: VmRules) -> None:
         """Bring in force what a new policy changes of an installed VM: its ranges, and whether it may send echoes."""
@@ -115,16 +120,20 @@ class Wall:
         self._must_match()
 
     def _install(self, vm: VmRules) -> None:
-        self._remove(vm.tap)
-        self._nft.apply(self._commands(vm))
-        self._meant[vm.tap] = vm
         try:
+            self._remove(vm.tap)
+            self._nft.apply(self._commands(vm))
+            self._meant[vm.tap] = vm
             _refuse_difference(
                 ruleset.diff(self._found(vm.tap, ruleset.places_of(vm.tap)), ruleset.expected_of(vm, self._ports))
             )
-        except HostError:
+        except HostError as error:
             with contextlib.suppress(HostError):
                 self._remove(vm.tap)
+            self._meant.pop(vm.tap, None)
+            others = self._drift()
+            if others:
+                raise disturbed(others) from error
             raise
 
     def _commands(self, vm: VmRules) -> list[Json]:
@@ -168,6 +177,14 @@ class Wall:
 
 
 _L2_TABLE: Json = {"table": {"family": "netdev", "name": ruleset.L2}}
+
+
+def disturbed(differences: list[str]) -> HostError:
+    return HostError(
+        "another program changed the packet filter while a VM's rules were written: " + "; ".join(differences[:3]),
+        code="wall-disturbed",
+        remedy="Find what writes to nftables in the VMs' namespace; the VM was cleared away and its job gets another.",
+    )
 
 
 def _refuse_difference(differences: list[str]) -> None:

@@ -2,10 +2,14 @@
 
 Another program's ``nft flush ruleset`` would otherwise leave the VMs' links open to the namespace.  There is no way out of
 that namespace, but nothing may rest on one wall alone.
+
+A start that a flush falls into waits for the wall to be whole again (`orchestrator.host.start`), and new ones wait until it was whole
+for a while: who changes it once may be about to again.
 """
 
 from __future__ import annotations
 
+import msgspec
 import structlog
 
 from orchestrator.core.errors import HostError
@@ -16,6 +20,13 @@ from orchestrator.host.wall import Firewall
 log = structlog.get_logger()
 
 EVERY_S = 1.0
+WHOLE_TIMES = 5
+WHOLE_S = 10.0
+"""After a drift no VM is started until the wall was found whole so many times in a row, over so long; twice as long each time
+that it comes again while the last one is still shown.
+"""
+SHOWN_S = 300.0
+"""People are told of a drift for so long, and at least until VMs are started again."""
 
 
 class Watch:
@@ -43,6 +54,32 @@ class Watch:
             message="another program changed the VMs' packet filter; it was restored: " + "; ".join(differences[:3]),
             remedy="Find what writes to nftables in the VMs' namespace: links are cut whenever it does.",
         )
+
+
+class Aftermath:
+    """What is said of a drift once the wall was restored.  Times are of a clock that nobody sets."""
+
+    def __init__(self) -> None:
+        self._drift: Failure | None = None
+        self._at = self._wait_s = 0.0
+        self._whole = 0
+
+    def of(self, found: Failure | None, now: float) -> Failure | None:
+        """The problem to show after a check that ``found`` this; None where there is none (any more)."""
+        if found is not None:
+            self._wait_s = WHOLE_S if self._drift is None else min(2 * self._wait_s, SHOWN_S)
+            self._drift, self._at, self._whole = found, now, 0
+            return found
+        self._whole += 1
+        if self._drift is None or not self._is_trusted(now):
+            return self._drift
+        if now - self._at >= SHOWN_S:
+            self._drift = None
+            return None
+        return msgspec.structs.replace(self._drift, over=True)
+
+    def _is_trusted(self, now: float) -> bool:
+        return self._whole >= WHOLE_TIMES and now - self._at >= self._wait_s
 
 
 def wall_broken(error: HostError) -> Failure:

@@ -743,13 +743,82 @@ def test_a_full_disk_ends_no_agent_and_is_said(host, monkeypatch):
     assert msgspec.json.decode(host.paths.desired.read_bytes(), type=Desired).generation == host.generation
 
 
-def test_a_wall_that_was_restored_is_no_problem_for_ever(host):
+def drifts(host: Host) -> list[bool]:
+    """Whether each drift that is shown is over."""
+    return [problem.over for problem in host.agent.observe().problems if problem.code == "wall-drifted"]
+
+
+def checks(host: Host, seconds: int) -> None:
+    for _ in range(seconds):
+        host.clock.now += 1
+        host.agent.check_wall()
+
+
+def test_a_wall_that_stays_whole_keeps_no_vm_waiting_and_is_no_problem_for_ever(host):
     host.running()
     host.wall.flush()
     host.agent.check_wall()
-    host.clock.now += agent_module.DRIFT_SHOWN_S
+    checks(host, 9)
+    assert drifts(host) == [False]
+    checks(host, 1)
+    assert drifts(host) == [True], "shown, and in nobody's way"
+    checks(host, 289)
+    assert drifts(host) == [True]
+    checks(host, 1)
+    assert drifts(host) == []
+
+
+def test_a_wall_that_is_changed_again_and_again_keeps_vms_waiting_for_longer_each_time(host):
+    host.running()
+    for waits in (10, 20, 40):
+        host.wall.flush()
+        host.agent.check_wall()
+        checks(host, waits - 1)
+        assert drifts(host) == [False]
+        checks(host, 1)
+        assert drifts(host) == [True]
+
+
+def test_time_alone_makes_no_wall_trusted(host):
+    host.running()
+    host.wall.flush()
     host.agent.check_wall()
-    assert "wall-drifted" not in [problem.code for problem in host.agent.observe().problems]
+    host.clock.now += 60
+    for over in (False, False, False, False, True):
+        host.agent.check_wall()
+        assert drifts(host) == [over]
+
+
+def test_a_start_that_a_flush_falls_into_waits_for_the_wall_and_goes_on(host):
+    flushes = iter([host.wall.flush])
+
+    def once() -> None:
+        for flush in flushes:
+            flush()
+
+    host.wall.before_install = once
+    host.wish()
+
+    def running() -> bool:
+        host.agent.check_wall()
+        return host.hypervisor.state(names_of(ONE).domain) == "running"
+
+    host.until(running)
+    assert host.seen().failure is None
+    assert host.seen().marks["accepted"]
+    assert host.wall.present().chains == {names_of(ONE).tap}
+    assert drifts(host) == [False]
+
+
+def test_a_start_whose_wall_is_flushed_on_and_on_leaves_nothing_and_blames_nobody(host, monkeypatch):
+    monkeypatch.setattr("orchestrator.host.start._WALL_PATIENCE_S", 0.0)
+    host.wall.before_install = host.wall.flush
+    host.wish()
+    host.until(host.proved)
+    assert host.seen().failure.code == "wall-disturbed"
+    assert "up" not in [step for step, _ in host.wires.history]
+    assert host.files() == []
+    assert host.wall.vms == {}
 
 
 def test_a_flushed_wall_is_reported_and_restored(host):

@@ -125,6 +125,57 @@ def test_the_base_is_made_for_vms_that_are_there_already(site):
     assert site.wall.drift() == []
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_vm_whose_rules_are_written_while_all_is_flushed_leaves_nothing_and_can_be_tried_again(site, others):
+    kept = {site.vm(index).tap for index in range(others)}
+    watch = Watch(site.wall, site.wires)
+    tap, slot = new_tap(), slot_at(RANGE, 7)
+    site.wires.make(tap)
+    site.wires.move(tap)
+    site.flush()
+    with pytest.raises(HostError) as caught:
+        site.wall.install(VmRules(tap, slot.guest_ip, slot.gateway_ip, Limits()))
+    assert caught.value.code == "wall-disturbed"
+    assert tap not in site.wall.present().taps
+    assert watch.check() is not None
+    assert site.wall.present().taps == kept, "the wall is restored without it"
+    site.wall.install(VmRules(tap, slot.guest_ip, slot.gateway_ip, Limits()))
+    assert site.wall.drift() == []
+    assert site.wall.present().taps == kept | {tap}
+
+
+@pytest.mark.real
+def test_a_flush_between_writing_and_reading_back_is_seen_as_that(links, wall, namespace, monkeypatch):
+    site = Site(wall, links, namespace.name)
+    kept = site.vm(0)
+    read = Wall._found
+    reads: list[str] = []
+
+    def found(self, tap, places):
+        reads.append(tap)
+        if len(reads) == 2:  # once before, to see what is to go
+            site.flush()
+        return read(self, tap, places)
+
+    monkeypatch.setattr(Wall, "_found", found)
+    with pytest.raises(HostError) as caught:
+        site.vm(1)
+    assert caught.value.code == "wall-disturbed"
+    monkeypatch.undo()
+    assert Watch(wall, links).check() is not None
+    assert wall.present().taps == {kept.tap}
+
+
+@pytest.mark.real
+def test_rules_that_read_back_otherwise_are_no_others_fault(links, wall, namespace, monkeypatch):
+    site = Site(wall, links, namespace.name)
+    site.vm(0)
+    monkeypatch.setattr(Wall, "_commands", lambda _self, _vm: [])
+    with pytest.raises(HostError) as caught:
+        site.vm(1)
+    assert caught.value.code == "wall-readback"
+
+
 def test_a_flush_by_another_program_cuts_the_links_until_all_is_restored(site):
     one, two = site.vm(0), site.vm(1)
     watch = Watch(site.wall, site.wires)

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.control.github import Missing, RateLimited, Refused, RunnerScope, Unavailable
 from orchestrator.control.policy_archive import PolicyArchive
+from orchestrator.control.views import host_view
 from orchestrator.core.inbox import InstallationNews
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.wire import Desired, Failure, GuestClaim
@@ -485,10 +486,23 @@ async def test_reasons_to_wait_can_be_read(stage: Stage) -> None:
     await stage.hosts_move()
     await stage.look()
     assert "host h1 reports libvirt-away: libvirtd doesn't answer" in await reason(stage, 1)
+    host.problems = (Failure("wall-drifted", "another program changed the filter"),)
+    await stage.hosts_move()
+    await stage.look()
+    assert "host h1 reports wall-drifted" in await reason(stage, 1)
     host.problems, host.images = (), Host().images
     stage.now += 20
     await stage.look()
     assert "is away" in await reason(stage, 1)
+    await finish(stage, 1)
+
+
+async def test_a_problem_that_is_over_is_shown_and_keeps_no_job_waiting(stage: Stage) -> None:
+    stage.hosts["h1"].problems = (Failure("wall-drifted", "another program changed the filter", over=True),)
+    await stage.deliver(stage.job(1))
+    await stage.hosts_move()
+    (view,) = [host_view("h1", seen, (), stage.now) for seen in (await stage.store.sightings()).values()]
+    assert (view["state"], [problem["code"] for problem in view["problems"]]) == ("up", ["wall-drifted"])
     await finish(stage, 1)
 
 

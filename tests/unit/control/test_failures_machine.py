@@ -10,6 +10,7 @@ import pytest
 from orchestrator.control import metrics
 from orchestrator.control.github import Release
 from orchestrator.control.records import Sighting
+from orchestrator.core.quarantine import Ward
 from orchestrator.core.runner_release import DAY_S
 from orchestrator.core.wire import Failure, Image
 
@@ -97,6 +98,17 @@ async def test_row_12_a_persons_word_ends_a_quarantine(stage: Stage) -> None:
     assert {(await stage.job_record(n)).job.conclusion for n in (1, 2, 3)} == {"success"}
     stage.now += 4000
     await stage.look()
+    assert await stage.leftovers() == {}
+
+
+async def test_row_12_a_start_that_a_flush_fell_into_puts_nobody_in_quarantine(stage: Stage) -> None:
+    """The packet filter was flushed just then: that says nothing against the host, and its next start succeeds."""
+    left = [Failure("wall-disturbed", "another program changed the packet filter")] * 5
+    stage.hosts["h1"].fails = lambda _runner: left.pop() if left else None
+    await failing(stage, 1, 2, 3, 4, 5, rounds=30)
+    assert left == []
+    assert (await stage.store.ward()) == Ward()
+    assert {(await stage.job_record(n)).job.conclusion for n in (1, 2, 3, 4, 5)} == {"success"}
     assert await stage.leftovers() == {}
 
 
