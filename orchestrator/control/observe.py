@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import msgspec
@@ -52,6 +53,9 @@ def host_views(world: World) -> list[HostView]:
     """The hosts as placement sees them."""
     views = []
     by_host = world.by_host()
+    unknown: dict[str, list[MachineClass]] = defaultdict(list)
+    for host, stray in strays(world):
+        unknown[host].append(_taken_by_stray(world, stray))
     for host, sighting in sorted(world.sightings.items()):
         seen = sighting.observed
         silent = world.now - sighting.at
@@ -59,7 +63,7 @@ def host_views(world: World) -> list[HostView]:
             HostView(
                 name=host,
                 capacity=seen.capacity,
-                taken=tuple(taken_by(record) for record in by_host.get(host, ())),
+                taken=(*(taken_by(record) for record in by_host.get(host, ())), *unknown[host]),
                 images=frozenset(image.name for image in seen.images),
                 alive=silent <= world.settings.pace.host_away_s,
                 cordoned=seen.cordoned or host in world.cordoned,
@@ -107,6 +111,19 @@ def taken_by(record: RunnerRecord) -> MachineClass:
     if ends and record.marks.keys() & {"vm_dead", "domain_gone"}:
         return msgspec.structs.replace(machine, vcpus=0, memory_mib=0, gpus=0)
     return machine
+
+
+def _taken_by_stray(world: World, stray: ObservedRunner) -> MachineClass:
+    """What a machine takes that nobody here knows: until it is proved gone it may be of the largest class."""
+    classes = list(world.settings.classes.values())
+    dead = stray.vm in ("absent", "stopped", "crashed", "failed")
+    return MachineClass(
+        name="unknown",
+        vcpus=0 if dead else max(one.vcpus for one in classes),
+        memory_mib=0 if dead else max(one.memory_mib for one in classes),
+        disk_gib=max(one.disk_gib for one in classes),
+        gpus=0 if dead else max(one.gpus for one in classes),
+    )
 
 
 def _observe_runner(world: World, runner_id: str, seen: ObservedRunner) -> None:

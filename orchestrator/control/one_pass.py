@@ -263,6 +263,9 @@ class Pass:
 
     async def _all(self, calls: Iterable[Awaitable[None]]) -> None:
         """Await ``calls``, a few at a time.  One that fails by a fault of ours stops no other."""
+        todo = list(calls)
+        if not todo:
+            return
         gate = asyncio.Semaphore(self.means.settings.github_concurrency)
 
         async def one(call: Awaitable[None]) -> None:
@@ -276,7 +279,7 @@ class Pass:
                     log.exception("order_failed")
 
         async with asyncio.TaskGroup() as tasks:
-            for call in calls:
+            for call in todo:
                 tasks.create_task(one(call))
 
     async def _warm(self) -> list[Waiting]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
@@ -62,7 +62,7 @@ class Private(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
+class Policy(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     mode: Mode
     rules: tuple[Rule, ...]
     profile: Profile = "runner"
@@ -70,7 +70,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     allow_ech: bool = False
     """Let hellos pass that carry encrypted_client_hello (browsers send a dummy of it); their flows are flagged ``ech``."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """``sha256:`` and 64 hexadecimal digits over the canonical JSON: equal policies have equal digests."""
         return "sha256:" + hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()

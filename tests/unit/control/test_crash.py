@@ -16,17 +16,8 @@ from orchestrator.control.changes import Changes
 from orchestrator.control.github import RateLimited, Unavailable
 from orchestrator.control.store import Lease
 
+from .outside import Died, has_died
 from .stage import Host, Stage
-
-
-class Died(BaseException):
-    """kill -9, as far as a test in one process can have it."""
-
-
-def _has_died(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return all(_has_died(inner) for inner in error.exceptions)
-    return isinstance(error, Died)
 
 
 class Trouble:
@@ -96,7 +87,7 @@ async def survive(stage: Stage) -> None:
     try:
         await stage.look()
     except BaseException as error:
-        if not _has_died(error):
+        if not has_died(error):
             raise
         await stage.redis.delete(stage.store.names.lease)
         stage.reconciler = stage.fresh()
