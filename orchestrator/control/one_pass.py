@@ -101,7 +101,15 @@ class Pass:
         self.lease = lease
         self.snapshot = snapshot
         self.world = World(snapshot, means.settings, means.book.baseline, now)
-        self.orders = Orders(self.world, means.github, means.book, means.seal, self._write, keep=self._keep)
+        self.orders = Orders(
+            self.world,
+            means.github,
+            means.book,
+            means.seal,
+            self._write,
+            keep=self._keep,
+            ask_again=means.installations.forget,
+        )
         self.rebind = Rebind(self.world, means.book, self._keep)
         self.checks = Checks(self.world, means.github, means.book, means.installations, means.groups)
         self.losses = LossSayer(self.world, means.github)

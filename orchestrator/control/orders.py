@@ -56,15 +56,29 @@ log = structlog.get_logger()
 
 
 class Orders:
-    """``write`` records the world; it is awaited before each step that leaves something behind, and after it."""
+    """``write`` records the world; it is awaited before each step that leaves something behind, and after it.
 
-    def __init__(self, world: World, github: GitHub, book: PolicyBook, seal: Seal, write: Write, *, keep: Keep) -> None:
+    ``ask_again``: what is known of the App's installations is too old.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        github: GitHub,
+        book: PolicyBook,
+        seal: Seal,
+        write: Write,
+        *,
+        keep: Keep,
+        ask_again: Callable[[], None],
+    ) -> None:
         self._world = world
         self._github = github
         self._book = book
         self._seal = seal
         self._write = write
         self._keep = keep
+        self._ask_again = ask_again
         self.sealed: dict[str, bytes] = {}
         """JIT configurations to be recorded with the next write."""
 
@@ -222,6 +236,19 @@ class Orders:
         waiting = "GitHub still gives the runner a job" if answer == "busy" else "the registration's removal"
         world.change_runner(runner_id, not_before=world.now + BUSY_AGAIN_S, waiting=waiting)
 
+    def _may_be_away(self, record: RunnerRecord, why: str) -> bool:
+        """GitHub doesn't show a policy file.  That refuses no job where the App is suspended or removed just now: the job waits
+        for its policy.  Whether it is so is asked once, since what is known of it may be minutes old.
+        """
+        world = self._world
+        away = world.away.get(record.life.installation)
+        if away is None and record.tries:
+            return False
+        if away is None:
+            self._ask_again()
+        world.change_runner(record.id, tries=record.tries + 1, not_before=world.now + BUSY_AGAIN_S, waiting=away or why)
+        return True
+
     async def _bind(self, runner_id: str, job_id: int) -> None:
         """Tell the host the policy of the job that GitHub says the runner has."""
         world, record = self._world, self._world.runners[runner_id]
@@ -230,6 +257,8 @@ class Orders:
             return
         job = known.job
         policy = await self._book.policy_of(job.installation, job.repo, world.images_of(record), world.now)
+        if isinstance(policy, RefusedPolicy) and policy.unread and self._may_be_away(record, policy.reason):
+            return
         unkept = "" if isinstance(policy, RefusedPolicy) else self._keep(policy)
         if unkept:
             world.change_runner(runner_id, not_before=world.now + BUSY_AGAIN_S, waiting=unkept)

@@ -30,6 +30,8 @@ class RefusedPolicy(msgspec.Struct, frozen=True):
 
     reason: str
     remedy: str
+    unread: bool = False
+    """GitHub refused to show the file, for now or for good."""
     forbids: bool = False
     """The files were read, and the organisation's forbids what the repository's asks for.  False where a file is missing
     or can't be read."""
@@ -65,7 +67,7 @@ class PolicyBook:
         try:
             read = await self._file(installation, repo, now)
         except Refused as error:
-            return RefusedPolicy(error.message, error.remedy)
+            return RefusedPolicy(error.message, error.remedy, unread=True)
         try:
             organisation = self._organisation_policy(images)
         except UserError as error:

@@ -17,9 +17,9 @@ from ulid import ULID
 
 from orchestrator.control.github import HookDelivery
 from orchestrator.control.policies import PATH
-from orchestrator.control.records import Drain
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import LEASE_MS, Lease
+from orchestrator.core.decided import Drain
 from orchestrator.core.inbox import InstallationAction, InstallationNews
 from orchestrator.core.job import Job
 from orchestrator.core.names import ulid_of
@@ -246,8 +246,6 @@ class Play:
             if self.outside.app_away:
                 self.outside.excused.add(runner)  # nobody can be asked whether it has a job
             self.tell(job, fate)
-        if self.plan.per_repository:
-            self.guests_speak()  # without its guest's word, nobody could find such a runner in an emptied Redis
 
     @deed(when=lambda play: bool(play.unclaimed))
     def guests_speak(self) -> None:
@@ -463,13 +461,13 @@ class Play:
 
     @deed(weight=1)
     def redis_is_emptied(self) -> None:
-        self.guests_speak()
         self.do(self.stage.redis.flushall())
         self.stage.reconciler = self.stage.fresh()
         self.others = [self.stage.fresh()]
         self.oracle.forget()
         self.late = []
-        self.outside.drains = {}
+        decided = {name: host.decided.drain for name, host in self.stage.hosts.items()}
+        self.outside.drains = {name: drain.until for name, drain in decided.items() if drain is not None}
         self.outside.excused |= self.outside.forgotten
         self.hosts_go_on()
 

@@ -150,6 +150,8 @@ class ModelHost(Host):
         if seen is None and wish.wish == "run" and not wish.jit:
             failure = Failure("state-lost", "its JIT configuration is gone, and nothing is known of its VM")
             return ObservedRunner(wish.id, "failed", failure=failure)
+        if seen is not None and wish.wish == "run" and wish.id in self.ended and seen.vm == "running":
+            return msgspec.structs.replace(seen, vm="stopped")  # what was begun is brought to its end
         return super()._step(wish, seen, now)
 
     def keep_deadlines(self, now: float) -> None:

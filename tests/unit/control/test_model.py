@@ -109,6 +109,17 @@ KEPT: dict[str, tuple[Plan, list[Step]]] = {
             ("a_running_job_ends", {"pick": 6, "fate": "now", "stops": False, "how": "cancelled"}),
         ],
     ),
+    "the App is suspended as a job begins, and one of two workers hasn't heard of it": (
+        Plan(quota=2, rerun=True),
+        [
+            ("github_errs", {"kind": "refused", "after": 0, "times": 2}),
+            ("all_goes_on", {"rounds": 1, "fate": "now"}),
+            ("jobs_are_queued", {"repo": 0, "fate": "late", "count": 3, "deploys": False}),
+            ("all_goes_on", {"rounds": 2, "fate": "twice"}),
+            ("the_app_is_suspended_or_not", {"fate": "now"}),
+            ("another_worker_looks", {}),
+        ],
+    ),
 }
 """What was found once."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.control.github import GitHubRunner, Installation, Unavailable
+from orchestrator.control.github import GitHubRunner, Installation, Refused, Unavailable
 from orchestrator.control.github_fake import When
 from orchestrator.control.orphans import owner_label
 from orchestrator.core.inbox import InstallationNews
@@ -163,3 +163,50 @@ async def test_an_outage_says_nothing_about_an_installation(stage: Stage) -> Non
     await turns(stage, 20, seconds=60)
     assert stage.hosts["h1"].ended == set()
     assert "app_removed" not in [moment.what for moment in (await stage.job_record(1)).job.story]
+
+
+async def test_a_job_that_begins_just_as_the_app_is_suspended_waits_for_its_policy(stage: Stage) -> None:
+    """GitHub refuses to show the policy before anybody has heard of the suspension."""
+    await stage.deliver(stage.job(1))
+    await stage.hosts_move()
+    await stage.look()
+    await stage.hosts_move()
+    await stage.look()
+    (job,) = stage.github_assigns()
+    stage.now += stage.settings.pace.policy_s  # its file is to be read again
+    stage.github.apps[INSTALLATION] = Installation(INSTALLATION, ORG, organization=True, suspended=True)
+    await stage.deliver(job)
+    for _ in range(30):
+        await stage.hosts_move()
+        await stage.look()
+        stage.now += 2
+    (runner,) = await stage.runners()
+    assert (runner.life.phase, runner.bound, runner.refused) == ("RUNNING", False, "")
+    assert "suspended" in runner.waiting
+    assert stage.github.calls[-20:].count("installations") <= 2, "it is asked now and then, not in each look"
+    await unsuspend(stage)
+    await stage.run()
+    assert stage.github.jobs[1].conclusion == "success"
+
+
+async def test_a_policy_that_github_never_shows_refuses_the_job(stage: Stage) -> None:
+    """The App may not read files there, and is neither suspended nor removed."""
+
+    def trouble(call: str, when: str) -> None:
+        if call == "read_file" and when == "before" and stage.github.jobs[1].state == "in_progress":
+            raise Refused("403 Resource not accessible by integration")
+
+    stage.github.trouble = trouble
+    await stage.deliver(stage.job(1))
+    for _ in range(2):
+        await stage.hosts_move()
+        await stage.look()
+    (job,) = stage.github_assigns()
+    stage.now += stage.settings.pace.policy_s
+    await stage.deliver(job)
+    for _ in range(8):
+        await stage.hosts_move()
+        await stage.look()
+        stage.now += 2
+    (runner,) = await stage.runners()
+    assert "Resource not accessible" in runner.refused
