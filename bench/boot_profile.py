@@ -29,6 +29,7 @@ from orchestrator.surface.timeline import milestones_of
 OURS = "ironcd-guest.service"
 UNIT_S, GAP_S = 0.1, 0.1
 """Units, and silences of the kernel, that are shorter aren't shown, in seconds."""
+SHOWN_S = 0.005
 
 _FIELDS = "Id,After,InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic"
 _MANAGER = "UserspaceTimestampMonotonic,GeneratorsStartTimestampMonotonic,UnitsLoadFinishTimestampMonotonic"
@@ -78,13 +79,12 @@ def read(log: str) -> Boot:
     if len(parts) != 6:
         raise ValueError("the job's log doesn't hold what its machine was asked for")
     uptime, now = parts[0].splitlines()[-2:]
-    zero = float(now) - float(uptime.split()[0])
     kernel = tuple((float(at), said) for at, said in _KERNEL.findall(parts[1]))
     manager = {name: int(value) / 1e6 for name, value in _properties(parts[2]).items()}
     told = msgspec.json.decode(parts[3])["v1"]
-    stages = {name: told[name]["start"] - zero for name in _STAGES}
+    stages = {name: float(told[name]["start"]) for name in _STAGES}  # cloud-init takes them off /proc/uptime
     units = [_unit(_properties(block)) for block in parts[4].split("\n\n") if block.strip()]
-    return Boot(zero, kernel, manager, stages, {unit.name: unit for unit in units})
+    return Boot(float(now) - float(uptime.split()[0]), kernel, manager, stages, {unit.name: unit for unit in units})
 
 
 def _properties(block: str) -> dict[str, str]:
@@ -126,13 +126,13 @@ def spans(boot: Boot, host: Mapping[str, float]) -> Iterator[Span]:
         (loaded, "systemd: from its units' files to the first of the chain"),
         *((unit.began, unit.name) for unit in chain if unit.began > loaded),
         (host["guest_hello"] - boot.zero, "the gate: clock, randomness and ids"),
-        (host["gate_opened"] - boot.zero, "cloud-init hears of it"),
+        (host["gate_opened"] - boot.zero, "cloud-init's process comes up, and hears of it"),
         *((at, f"cloud-init: {stage}") for stage, at in boot.stages.items()),
         (host["jit_taken"] - boot.zero, "the seed goes, the runner's process is started"),
     ]
     ends = [at for at, _ in marks[1:]] + [host["runner_started"] - boot.zero]
     for (at, what), until in zip(marks, ends, strict=True):
-        if until > at:
+        if until - at >= SHOWN_S:
             yield Span(at, until - at, what)
 
 

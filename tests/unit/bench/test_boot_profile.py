@@ -19,8 +19,8 @@ UserspaceTimestampMonotonic=2000000
 GeneratorsStartTimestampMonotonic=2500000
 UnitsLoadFinishTimestampMonotonic=3000000
 ==stages
-{"v1": {"init-local": {"start": 1008.75, "finished": 1009.0}, "init": {"start": 1010.0},
- "modules-config": {"start": 1013.0}, "modules-final": {"start": 1014.0}, "stage": null}}
+{"v1": {"init-local": {"start": 8.75, "finished": 9.0}, "init": {"start": 10.0},
+ "modules-config": {"start": 13.0}, "modules-final": {"start": 14.0}, "stage": null}}
 
 ==units
 Id=ironcd-guest.service
