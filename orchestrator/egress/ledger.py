@@ -30,7 +30,7 @@ from orchestrator.core.errors import HostError, OperationalError
 from orchestrator.core.flow import Event, Identity
 from orchestrator.egress.checkpoint import Signer
 from orchestrator.egress.recovery import Position, recover, save_head
-from orchestrator.system.files import sync_folder
+from orchestrator.system.files import append_line, sync_folder
 from orchestrator.system.segments import DURABLE, durable_seq
 
 COMMIT_S = 0.05
@@ -157,10 +157,7 @@ class Ledger:
             return None
         note = self._signer.note(self.seq, self._at.frontier.root())
         line = msgspec.json.encode({"ts": round(self._clock(), 3), "size": self.seq, "note": note}) + b"\n"
-        with (self.folder / "checkpoints.jsonl").open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.folder / "checkpoints.jsonl", line)
         save_head(self.folder, self._at)
         self._checkpointed = self.seq
         return note

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+_TAIL = 1 << 16
+
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> None:
     """Replace ``path`` with ``data``; a reader, or a crash, sees the old content or the new, and never a part.
@@ -31,6 +33,40 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, owner: tuple[int
             os.unlink(name)
         raise
     sync_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append ``line``, which ends in a newline, and bring it to the disk: whole, or not at all.  For one writer.
+
+    What a process that died left of its last line is cut off first: it would spoil this one.  Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        end = _whole_length(descriptor)
+        try:
+            os.ftruncate(descriptor, end)
+            view, at = memoryview(line), end
+            while view:
+                written = os.pwrite(descriptor, view, at)
+                view, at = view[written:], at + written
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _whole_length(descriptor: int) -> int:
+    """Where the last whole line ends."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        begin = max(0, end - _TAIL)
+        newline = os.pread(descriptor, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
 
 
 @contextlib.contextmanager
