@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import heapq
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from orchestrator.audit import days as day_files
 from orchestrator.audit.frames import Frames
 from orchestrator.audit.ledger import Ledger, event_of
 from orchestrator.core.flow import Event
+from orchestrator.core.names import same_repo
 from orchestrator.system.day_lines import day_of
 
 DAY_S = 86400.0
@@ -42,7 +44,8 @@ class BadCursor(ValueError):
 
 
 class Query(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Empty fields don't filter.  ``host`` is the name that was asked for, or ``*.x`` for names below x.
+    """Empty fields don't filter.  ``host`` is the name that was asked for, or ``*.x`` for names below x.  ``repo`` is matched
+    as GitHub matches names: upper and lower case are the same.
 
     ``since`` and ``until`` are seconds since the epoch: from ``since`` on and before ``until``.
     """
@@ -59,7 +62,7 @@ class Query(msgspec.Struct, frozen=True, omit_defaults=True):
     def matches(self, event: Event) -> bool:
         return (
             (not self.job or event.who.job_id == self.job)
-            and (not self.repo or event.who.repo == self.repo)
+            and (not self.repo or same_repo(event.who.repo, self.repo))
             and (not self.runner or event.who.runner == self.runner)
             and (not self.verdict or event.verdict == self.verdict)
             and (not self.gateway or event.gateway == self.gateway)
@@ -184,13 +187,14 @@ def _conditions(query: Query, before: Place | None) -> tuple[list[str], list[Any
     given: list[tuple[str, tuple[Any, ...]]] = []
     for column, value in (
         ("who_job_id", query.job),
-        ("who_repo", query.repo),
         ("who_runner", query.runner),
         ("verdict", query.verdict),
         ("gateway", query.gateway),
     ):
         if value:
             given.append((f"{column} = ?", (value,)))
+    if query.repo:
+        given.append(("lower(who_repo) = ?", (query.repo.lower(),)))
     if query.since:
         given.append(("ts >= ?", (query.since,)))
     if query.until:
@@ -213,10 +217,10 @@ def _newest(events: Iterable[Event], before: Place | None, limit: int) -> list[E
 
 def _scan(ledger: Ledger, query: Query, days: Iterable[_Day]) -> Iterator[Event]:
     decoder = msgspec.json.Decoder(Event)
-    needles = _needles(query)
+    needles, repo = _needles(query), _repo_needle(query)
     for day in days:
         for line in ledger.lines(day.stream, day.day):
-            if not all(needle in line for needle in needles):
+            if not all(needle in line for needle in needles) or (repo is not None and repo.search(line) is None):
                 continue
             event = event_of(line, decoder)
             if event is not None and query.matches(event):
@@ -235,9 +239,14 @@ def _days(days: Iterable[str], query: Query) -> list[str]:
 
 def _needles(query: Query) -> list[bytes]:
     """Bytes that every matching line must have: most lines are passed over without being decoded."""
-    texts = [query.repo, query.runner, query.verdict, query.host.removeprefix("*.")]
+    texts = [query.runner, query.verdict, query.host.removeprefix("*.")]
     needles = [text.encode("utf-8") for text in texts if text.isascii() and text and '"' not in text]
     return [*needles, str(query.job).encode()] if query.job else needles
+
+
+def _repo_needle(query: Query) -> re.Pattern[bytes] | None:
+    plain = query.repo.isascii() and query.repo and '"' not in query.repo
+    return re.compile(re.escape(query.repo.encode()), re.IGNORECASE) if plain else None
 
 
 def _names(pattern: str, name: str) -> bool:

@@ -32,6 +32,7 @@ from orchestrator.control.records import JobRecord, RunnerRecord
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import Store
 from orchestrator.control.views import host_view, job_story, job_view, runner_story, runner_view, runners_by_host
+from orchestrator.core.names import same_repo
 from orchestrator.core.quarantine import of_host
 from orchestrator.core.wire import Desired
 
@@ -81,7 +82,7 @@ class AdminApi:
             view
             for view in views
             if (not state or view["state"] == state)
-            and (not repo or view["repo"].lower() == repo.lower())
+            and (not repo or same_repo(view["repo"], repo))
             and (not served or view["served"] == served)
         ]
         return as_json({"jobs": found[:limit], "total": len(found)})

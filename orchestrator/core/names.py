@@ -67,3 +67,8 @@ def ulid_of(name: str) -> str | None:
 def is_tap(name: str) -> bool:
     """True for an interface name that `names_of` could have given."""
     return re.fullmatch(TAP_PREFIX + r"[0-9a-hjkmnp-tv-z]{13}", name) is not None
+
+
+def same_repo(one: str, other: str) -> bool:
+    """Whether both name the same repository (``owner/name``): GitHub takes upper and lower case for the same."""
+    return one.lower() == other.lower()

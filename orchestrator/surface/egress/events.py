@@ -12,6 +12,7 @@ import zstandard
 from orchestrator.audit import days
 from orchestrator.core.errors import UserError
 from orchestrator.core.flow import Event
+from orchestrator.core.names import same_repo
 from orchestrator.surface.api_client import ApiClient
 
 PAGE = 10_000
@@ -27,7 +28,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
     def takes(self, event: Event) -> bool:
         return (
-            (not self.repo or event.who.repo == self.repo)
+            (not self.repo or same_repo(event.who.repo, self.repo))
             and event.ts >= self.since
             and (not self.until or event.ts < self.until)
         )

@@ -162,7 +162,10 @@ EVENTS = st.builds(
     verdict=st.sampled_from(["allowed", "warn", "blocked"]),
     host=st.sampled_from(["", "a.example", "b.a.example", "xa.example", "1' OR 1=1 --"]),
     who=st.builds(
-        Identity, runner=st.sampled_from(["R", "S"]), repo=st.sampled_from(["", "o/a", "o/b"]), job_id=st.integers(0, 3)
+        Identity,
+        runner=st.sampled_from(["R", "S"]),
+        repo=st.sampled_from(["", "o/a", "O/a", "o/b"]),
+        job_id=st.integers(0, 3),
     ),
     flags=st.sampled_from([(), ("ech",), ("ech", "multi_tenant")]),
     tls=st.sampled_from([{}, {"alpn": "h2", "records": 1}]),
@@ -172,7 +175,7 @@ EVENTS = st.builds(
 QUERIES = st.builds(
     Query,
     job=st.integers(0, 3),
-    repo=st.sampled_from(["", "o/a", "o/b"]),
+    repo=st.sampled_from(["", "o/a", "O/A", "o/b"]),
     runner=st.sampled_from(["", "R"]),
     host=st.sampled_from(["", "a.example", "*.a.example", "1' OR 1=1 --"]),
     verdict=st.sampled_from(["", "", "blocked"]),

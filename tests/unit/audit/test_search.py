@@ -37,6 +37,8 @@ def seqs_of(events: Any) -> list[tuple[str, int]]:
         (Query(), [("h1", 1), ("h1", 2), ("h2", 1), ("h1", 3), ("h1", 4)]),
         (Query(job=12), [("h1", 3)]),
         (Query(repo="acme/other"), [("h1", 3)]),
+        (Query(repo="Acme/OTHER"), [("h1", 3)]),
+        (Query(repo="acme/othe"), []),
         (Query(runner="S"), [("h1", 3)]),
         (Query(verdict="blocked"), [("h1", 2)]),
         (Query(verdict="warn"), [("h2", 1)]),

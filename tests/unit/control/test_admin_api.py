@@ -19,7 +19,7 @@ from orchestrator.control.store import Store
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.wire import Desired, ObservedTemplate, ObservedWarm
 
-from .stage import Stage
+from .stage import REPO, Stage
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ async def test_jobs(client: httpx.AsyncClient, stage: Stage) -> None:
         ({"state": "completed"}, {1}),
         ({"served": "ignored"}, {3}),
         ({"repo": "no/body"}, set()),
+        ({"repo": REPO.upper()}, {1, 2}),
         ({"limit": 2}, {2, 1}),
     ):
         found = (await client.get("/api/v1/jobs", params=params)).json()["jobs"]

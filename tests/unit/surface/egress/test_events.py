@@ -56,6 +56,9 @@ def test_every_event_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(from_control(client, Wanted()), key=lambda one: one.seq) == events
     mine = Wanted(repo="acme/app", since=1_700_000_010.0, until=1_700_000_020.0)
     assert {one.seq for one in from_control(client, mine)} == {10, 11, 13, 14, 16, 17, 19}
+    upper = msgspec.structs.replace(mine, repo="Acme/APP")
+    assert list(from_control(client, upper)) == list(from_control(client, mine))
+    assert [one for one in events if upper.takes(one)] == [one for one in events if mine.takes(one)]
     assert list(from_control(client, Wanted(repo="no/body"))) == []
 
 
