@@ -31,6 +31,8 @@ HOSTS = 2
 LIMIT_S = 240.0
 """After the last trouble."""
 TELL_S = 10.0
+PATIENCE_S = 30.0
+"""Before a job must say for what it waits: a worker that was killed is started again within this on a slow machine too."""
 LONG = {
     "jit-timeout",
     "slow",
@@ -113,7 +115,7 @@ async def _run(city: RealCity, jobs: int, seed: int, sabotage: str, then: str, t
     began = time.monotonic()
     city.begin()
     oracle = Oracle(city)
-    oracle.patience_s = 15.0
+    oracle.patience_s = PATIENCE_S
     schedule = plan(jobs, seed)
     telling = asyncio.ensure_future(_tell(city, jobs, told))
     try:

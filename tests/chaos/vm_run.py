@@ -21,7 +21,7 @@ from orchestrator.surface.demo.lab import CACHE, Lab, clear_dead
 from orchestrator.surface.demo.traps import Traps
 from tests.chaos import vm_oracle
 from tests.chaos.run import Outcome
-from tests.chaos.vm_city import CONTROL, PACE, VmCity
+from tests.chaos.vm_city import CONTROL, FOREIGN_TABLE, PACE, VmCity
 from tests.chaos.vm_plan import VmPlan, plan
 from tests.chaos.vm_play import Play
 
@@ -73,10 +73,22 @@ def run(
         with Traps(lab.vm_netns, scenario.TRAPPED) as traps:
             play = Play(city, drawn)
             play.run()
-            if sabotage == "leave-a-disk":
-                (city.paths.disks / "left-behind.qcow2").touch()  # a name that the agent doesn't take for its own
+            _spoil(city, sabotage)
             told("looking at what came of it")
             return _report(city, play, traps.caught, drawn, accelerator, seed, began)
+
+
+def _spoil(city: VmCity, what: str) -> None:
+    """Do what must be found out."""
+    match what:
+        case "leave-a-disk":
+            (city.paths.disks / "left-behind.qcow2").touch()  # not by a name that an agent sweeps
+        case "lose-a-job":
+            next(iter(city.jobs.values())).lost = ""
+        case "touch-a-stranger":
+            city.nft("delete", "table", "inet", FOREIGN_TABLE)
+        case _:
+            pass
 
 
 def _report(
