@@ -175,8 +175,13 @@ class Libvirt:
     def kill(self, name: str) -> bool:
         domain = self._find(name)
         with _told("kill", name):
-            if domain is None or not self._is_ours(domain):
-                return False
+            try:
+                if domain is None or not self._is_ours(domain):
+                    return False
+            except libvirt.libvirtError as error:
+                if _is_absent(error):  # it ended by itself since it was found
+                    return False
+                raise
         return qemu_process.kill(name)
 
     def ours(self) -> list[Domain]:

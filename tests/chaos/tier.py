@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -46,8 +47,10 @@ def _report(asked: argparse.Namespace) -> msgspec.Struct:
 
 
 def _told(tier: str) -> Callable[[str], None]:
+    began = time.monotonic()
+
     def tell(what: str) -> None:
-        sys.stderr.write(f"{tier}: {what}\n")
+        sys.stderr.write(f"{tier} {time.monotonic() - began:5.0f} s: {what}\n")
         sys.stderr.flush()
 
     return tell

@@ -197,6 +197,22 @@ def test_a_domain_is_paused_then_running_then_gone(backend):
     backend.hypervisor.destroy(spec.name)
 
 
+@pytest.mark.real
+def test_a_domain_that_ends_while_it_is_looked_at_needs_no_killing(monkeypatch):
+    backend = InMemoryLibvirt(Libvirt("test:///default", SITE))
+    try:
+        spec = backend.spec()
+        backend.hypervisor.start_paused(spec)
+        backend.hypervisor.resume(spec.name)
+        found = backend.hypervisor._find(spec.name)
+        backend.kill(spec.name)
+        monkeypatch.setattr(backend.hypervisor, "_find", lambda _name: found)
+        assert backend.hypervisor.kill(spec.name) is False
+        backend.hypervisor.destroy(spec.name)
+    finally:
+        backend.close()
+
+
 def test_a_killed_vm_is_dead_at_once_and_gone_after_the_tidying_up(backend):
     spec = backend.spec()
     backend.hypervisor.start_paused(spec)
