@@ -221,6 +221,11 @@ def test_another_programs_flush_cuts_the_links_and_is_undone(machine):
     machine.plane.until(lambda: machine.rules().count("chain") == before.count("chain"))
     machine.plane.until(lambda: any(p.code == "wall-drifted" for p in machine.plane.observed[-1].problems))
     assert names_of(wanted.id).tap in run(["ip", "-n", machine.settings.netns, "link", "show", "up"])
+    following = machine.runner()
+    run(["ip", "netns", "exec", machine.settings.netns, "nft", "flush", "ruleset"])
+    machine.running(following)
+    assert machine.plane.seen(following.id).failure is None, "a start that a flush falls into goes on"
+    machine.plane.until(lambda: {names_of(one.id).chain for one in (wanted, following)} <= set(machine.rules().split()))
 
 
 def test_with_the_control_plane_away_the_end_comes_all_the_same(machine):
