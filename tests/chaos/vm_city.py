@@ -38,7 +38,7 @@ AT_WORK = "/at-work/"
 
 _HOLD = f"""\
 for url in https://{ALLOWED}{AT_WORK}KEY/$GITHUB_RUN_ATTEMPT/$RUNNER_NAME https://go-KEY.{ALLOWED}/; do
-  until curl --fail --silent --max-time 10 "$url" >/dev/null; do sleep 1; done
+  until curl --fail --silent --max-time 10 "$url" >/dev/null; do sleep 5; done
 done
 """
 
