@@ -68,7 +68,7 @@ def customise(root: Path, recipe: Recipe, digest: str, tarball: Path) -> None:
         (generators / name).symlink_to("/dev/null")
     facts = {"digest": digest, "cloud_init": version_of(root, "cloud-init"), "runner_version": recipe.runner_version}
     _write(root / "usr/lib/ironcd/image.json", json.dumps(facts) + "\n")
-    _chroot(root, "python3", "-m", "compileall", "-q", "/usr/lib/ironcd/guest")
+    _chroot(root, "python3", "-m", "compileall", "-q", "/usr/lib/ironcd/guest", "/usr/lib/ironcd/cloud-init")
     _compile_runner(root)
 
 
@@ -153,6 +153,7 @@ def _clean(root: Path) -> None:
     """Take out what the build left, and what must be this machine's own."""
     for name in (
         "etc/apt/apt.conf.d/99mmdebstrap",
+        "etc/cloud/cloud.cfg.d/05_logging.cfg",  # ours is in `tree`
         "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
         "etc/resolv.conf",
         "var/log/apt/history.log",

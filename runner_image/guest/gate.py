@@ -11,7 +11,6 @@ kernel remembers of the seed's drive.  The hostname is cloud-init's to set.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import glob
 import os
@@ -21,10 +20,11 @@ import subprocess
 import time
 from base64 import b64decode
 
+from .mounts import BIND, mount
+
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _BLKFLSBUF = 0x1261
-_MS_BIND = 0x1000
 
 MACHINE_ID = "/etc/machine-id"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -86,7 +86,7 @@ def renew_ids(machine_id: str = MACHINE_ID, own_boot_id: str = _OWN_BOOT_ID) -> 
     random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80
     text = random.hex()
     _write(own_boot_id, "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) + "\n")
-    _bind(own_boot_id, BOOT_ID)
+    mount(own_boot_id, BOOT_ID, flags=BIND)
 
 
 def renew_ssh_keys(pattern: str = _SSH_KEYS) -> None:
@@ -121,10 +121,3 @@ def _write(path: str, text: str) -> None:
     """In place: PID 1 may have the file bound over another."""
     with open(path, "w", encoding="ascii") as file:
         file.write(text)
-
-
-def _bind(source: str, target: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(source.encode(), target.encode(), None, _MS_BIND, None) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), target)

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 
-from . import gate, heat, network, registration, runner, settle
+from . import gate, heat, network, registration, runner, seed, settle
 from .session import (
     AnswerHook,
     Effect,
@@ -39,7 +39,7 @@ HOOK_SOCKET = "/run/ironcd/guest.sock"
 
 _CONSOLE = 99
 _TICK_S = 0.25
-_SOON_S = 0.02
+_SOON_S = 0.01
 _FLUSH_S = 5.0
 _LINK_S = 10.0
 _QUESTION_BYTES = 8 * 1024
@@ -155,10 +155,19 @@ class Guest:
         self.handle(self.channel.descriptor)
         self.do(self.session.closed(time.monotonic()))
 
+    def take_seed(self) -> None:
+        """Without one cloud-init finds no data and leaves no registration, which the host is told."""
+        try:
+            seed.hand_over()
+        except OSError as error:
+            say(f"there is no seed: {error}")
+
     def seed(self) -> None:
         """Have cloud-init go through its stages; then take what it was given."""
-        if self.stages.start() and len(self.stages.done) == len(STAGES) and registration.cloud_init_done():
-            self.take_registration()
+        if self.stages.start() and len(self.stages.done) == len(STAGES):
+            registration.end_cloud_init()
+            if registration.cloud_init_done():
+                self.take_registration()
 
     def stage_done(self, stage: str) -> None:
         if stage == "local":
@@ -264,9 +273,11 @@ class Guest:
             if isinstance(effect, OpenGate):
                 gate.open_gate(effect.order, prepared=effect.prepared)
                 self.do(self.session.gate_opened(time.monotonic()))
+                self.take_seed()
             elif isinstance(effect, Prepare):
                 gate.prepare(effect.order)
-                heat.heat()
+                failed = heat.heat()
+                say(f"rehearsed a job's start{', but not ' if failed else ''}{' and '.join(failed)}")
                 self.do(self.session.prepared())
             elif isinstance(effect, SetClock):
                 gate.set_clock(effect.now_ns, only_forward=True)

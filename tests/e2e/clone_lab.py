@@ -54,12 +54,15 @@ def ask(*argv): return subprocess.run(argv, capture_output=True, text=True).stdo
 mark = "WRITTEN-" + "BY-" + read("/etc/hostname")
 for path in ("/dev/shm/mark", "/var/tmp/mark", "/usr/lib/ironcd/image.json"):
     with open(path, "a") as file: file.write(mark)
+made_up = "rehear" + "sal"
+places = ("/etc", "/run", "/tmp", "/var/tmp", "/var/log", "/var/lib/cloud", "/home", "/opt", "/root")
 say("FACTS " + json.dumps({
     "machine_id": read("/etc/machine-id"), "boot_id": read("/proc/sys/kernel/random/boot_id"), "hostname": os.uname()[1],
     "random": os.getrandom(16).hex(), "uuid": read("/proc/sys/kernel/random/uuid"),
     "ssh": sorted(glob.glob("/etc/ssh/ssh_host_*")), "instance": read("/run/cloud-init/.instance-id"),
     "link": json.loads(ask("ip", "-j", "addr", "show", "eth0"))[0], "route": ask("ip", "route"),
-    "resolv": read("/etc/resolv.conf"), "image": read("/usr/lib/ironcd/image.json")}))
+    "resolv": read("/etc/resolv.conf"), "image": read("/usr/lib/ironcd/image.json"),
+    "rehearsed": [made_up in read("/proc/mounts"), ask("grep", "-rlsF", "-D", "skip", made_up, *places)]}))
 for _ in range(20):
     say("CLOCK %d %d" % (time.time_ns(), time.monotonic_ns()))
     time.sleep(0.05)

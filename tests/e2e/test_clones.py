@@ -20,6 +20,7 @@ from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import names_of
 from orchestrator.host import seed
 from orchestrator.host import template_files as files
+from orchestrator.host.waiting import PREPARED_WITHIN_S
 from orchestrator.surface.demo.lab import CACHE
 from orchestrator.surface.demo.scenario import CLASS
 from tests.e2e.clone_lab import CLONE_S, CloneLab, with_facts
@@ -88,7 +89,7 @@ def clones(image: None) -> Iterator[Clones]:
 def _waited(lab: CloneLab) -> tuple[Waiting, Clone]:
     """Have a machine wait, look at it, and give it a job by its own name."""
     lab.keep_waiting(1)
-    lab.until(lambda: lab.agent.observe().warm, CLONE_S)
+    lab.until(lambda: lab.agent.observe().warm, PREPARED_WITHIN_S + CLONE_S)
     (seen,) = lab.agent.observe().warm
     names = names_of(seen.id)
     waiting = Waiting(
@@ -161,6 +162,14 @@ def test_one_that_waited_is_a_machine_of_its_own_like_any_other(clones):
     assert waited.facts["link"]["operstate"] == "UP"
     assert -0.1 < min(waited.delays_s) < 1.0, waited.delays_s
     assert waited.monotonic == sorted(waited.monotonic)
+
+
+def test_a_machine_that_waits_has_rehearsed_and_nothing_is_left_of_that(clones):
+    """What a rehearsal makes up is named after it; no file and no mount is."""
+    console = clones.lab.console(clones.waited.ulid)
+    assert re.search(r"rehearsed a job's start\s*$", console, re.MULTILINE), console
+    assert clones.waited.facts["rehearsed"] == [False, ""]
+    assert clones.both[0].facts["rehearsed"] == [False, ""]
 
 
 def test_its_clock_is_right_and_goes_forward(clones):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.simulator.runner.guest.version import VERSION
 
-_LISTENER = """#!/usr/bin/python3 -I
+_LISTENER = """#!/usr/bin/python3 -IS
 # The simulator's runner; see bin/simrunner/.
 import os
 import sys

@@ -14,7 +14,7 @@ from runner_image.guest.stages import STAGES, Stages
 
 def test_two_machines_get_two_ids(tmp_path, monkeypatch) -> None:
     bound = []
-    monkeypatch.setattr(gate, "_bind", lambda source, target: bound.append((source, target)))
+    monkeypatch.setattr(gate, "mount", lambda source, target, flags: bound.append((source, target)))
     found = []
     for name in ("one", "two"):
         machine, boot = tmp_path / f"{name}-machine", tmp_path / f"{name}-boot"

@@ -93,11 +93,24 @@ def test_compiled_files_are_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_cloud_init_stays_as_debian_ships_it() -> None:
-    """Only files beside its own, in the folder for them.  Its process is its own unit's; what is masked are the units that
-    only tell it to go on with a stage, which the gate does (`docs/adr`).
+    """Its configuration is ours, and its unit's environment; no file of its code is.  Its process is its own unit's; what is
+    masked are the units that only tell it to go on with a stage, which the gate does (`docs/adr`).
     """
     ours = [path.relative_to(module.HERE / "tree").as_posix() for path in own_files() if "tree" in path.parts]
-    assert [name for name in ours if "cloud" in name.split("/")[:3]] == ["etc/cloud/cloud.cfg.d/90_ironcd.cfg"]
+    assert [name for name in ours if "cloud" in name] == [
+        "etc/cloud/cloud.cfg",
+        "etc/cloud/logging.conf",
+        "etc/systemd/network/10-cloud-init-eth0.network.d/ironcd.conf",
+        "etc/systemd/system/cloud-init-main.service.d/ironcd.conf",
+        "etc/systemd/system/var-lib-cloud.mount",
+        "usr/lib/ironcd/cloud-init/sitecustomize.py",
+    ]
+    dropped_in = (module.HERE / "tree/etc/systemd/system/cloud-init-main.service.d/ironcd.conf").read_text()
+    assert [line for line in dropped_in.splitlines() if not line.startswith("#")] == [
+        "[Service]",
+        "Environment=PYTHONPATH=/usr/lib/ironcd/cloud-init",
+        "SuccessExitStatus=SIGKILL",
+    ]
     assert "cloud-init-main.service" not in MASKED_UNITS
     stages = {f"cloud-{name}.service" for name in ("init-local", "init-network", "config", "final")}
     assert {unit for unit in MASKED_UNITS if unit.startswith("cloud-") and unit.endswith(".service")} == stages

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from base64 import b64encode
 from pathlib import Path
@@ -94,3 +95,22 @@ def test_the_runner_gets_its_registration_in_its_environment_alone(tmp_path: Pat
     assert env[REGISTRATION] == "secret"
     assert REGISTRATION not in environment("/home/runner", {}, "")
     assert _ARGUMENTS == ["bin/Runner.Listener", "run"]
+
+
+def test_only_cloud_inits_own_process_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a seed's commands left running in its group is waited for, as it always was."""
+    killed: list[int] = []
+    monkeypatch.setattr(registration.os, "kill", lambda pid, _signal: killed.append(pid))
+    group = tmp_path / "cgroup.procs"
+    registration.end_cloud_init(str(group))  # the group is gone with its last process
+    group.write_text(f"{os.getpid()}\n")
+    registration.end_cloud_init(str(group))
+    assert killed == []
+    comm = Path("/proc/self/comm")
+    before = comm.read_text()
+    try:
+        comm.write_text("cloud-init")
+        registration.end_cloud_init(str(group))
+    finally:
+        comm.write_text(before)
+    assert killed == [os.getpid()]

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
+import os
 import ssl
 import threading
 from typing import Any
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 100.0
+
+
+@functools.cache
+def trust() -> ssl.SSLContext:
+    """The system's authorities; one for the whole process.
+
+    A folder of them by the hash of their subjects is read as far as a server's certificate asks for it; the file with all of them
+    takes longer than the connection.
+    """
+    paths = ssl.get_default_verify_paths()
+    folder = paths.capath
+    if paths.openssl_cafile_env in os.environ or not folder or not any(n.endswith(".0") for n in os.listdir(folder)):
+        return ssl.create_default_context()
+    return ssl.create_default_context(capath=folder)
 
 
 class HttpError(Exception):
@@ -25,7 +41,7 @@ class Client:
     """Not shared between threads: connections are kept per thread and host."""
 
     def __init__(self, version: str) -> None:
-        self._tls = ssl.create_default_context()
+        self._tls = trust()
         self._agent = f"GitHubActionsRunner-linux-x64/{version}"
         self._kept = threading.local()
 

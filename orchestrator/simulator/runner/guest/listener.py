@@ -47,8 +47,9 @@ def main(argv: list[str], root: Path) -> int:
         say(VERSION)
         return SUCCESS
     if command == "warmup":
-        from . import worker  # noqa: F401 - to have it compiled before it is needed
+        from .warmup import warm_up
 
+        warm_up()
         say("Warmup")
         return SUCCESS
     if command != "run":

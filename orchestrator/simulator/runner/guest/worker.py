@@ -12,6 +12,7 @@ from .client import Client, HttpError
 from .console import complain, say
 from .context import secrets_of
 from .files import setup_info
+from .later import Later, attempt
 from .masks import Masks
 from .services import Results, RunService
 from .steps import Step, StepRunner
@@ -41,6 +42,7 @@ class Worker:
         self._failed = False
         self._log: list[str] = []
         self._done = threading.Event()
+        self._later = Later(complain)
 
     def run(self) -> int:
         """Run the job and report it; returns the worker's exit status."""
@@ -53,6 +55,7 @@ class Worker:
         try:
             self._all_steps()
         finally:
+            self._later.finish()
             self._done.set()
         result = "canceled" if self._run.cancelled else "failed" if self._failed else "succeeded"
         self._finish(result)
@@ -138,7 +141,7 @@ class Worker:
             self._failed = True
         self._end(step, "succeeded" if good else "failed")
         if summary := self._run.summary(step):
-            self._attempt("summary", lambda: self._results.upload("StepSummary", summary, lines=0, step=step.id))
+            self._later.do("summary", lambda: self._results.upload("StepSummary", summary, lines=0, step=step.id))
 
     def _wanted(self, condition: str) -> bool:
         held = {
@@ -156,25 +159,18 @@ class Worker:
         self._log += lines
         if os.environ.get("ACTIONS_RUNNER_PRINT_LOG_TO_STDOUT"):
             say("\n".join(lines))
-        self._attempt("step state", lambda: self._results.update_steps([item.report() for item in self._steps]))
+        self._report()
         if lines:
             data = ("\n".join(lines) + "\n").encode()
-            self._attempt("log", lambda: self._results.upload("StepLogs", data, lines=len(lines), step=step.id))
+            self._later.do("log", lambda: self._results.upload("StepLogs", data, lines=len(lines), step=step.id))
 
     def _report(self) -> None:
-        self._attempt("step state", lambda: self._results.update_steps([item.report() for item in self._steps]))
-
-    @staticmethod
-    def _attempt(what: str, action: Any) -> None:
-        """Logs and states are a service to the reader: where they can't be sent the job goes on."""
-        try:
-            action()
-        except (OSError, HttpError) as error:
-            complain(f"Sending the {what} failed: {error}")
+        states = [item.report() for item in self._steps]
+        self._later.do("step state", lambda: self._results.update_steps(states))
 
     def _finish(self, result: str) -> None:
         data = ("\n".join(self._log) + "\n").encode()
-        self._attempt("job's log", lambda: self._results.upload("JobLogs", data, lines=len(self._log)))
+        attempt("job's log", lambda: self._results.upload("JobLogs", data, lines=len(self._log)), complain)
         steps = [step.report() for step in self._steps]
         wait = threading.Event()
         for pause in (1.0, 2.0, 4.0, 8.0, 0.0):
