@@ -19,7 +19,9 @@ from orchestrator.simulator.github.jit import encode, rsa_parameters
 from orchestrator.simulator.runner import runner_tarball
 from orchestrator.simulator.runner.guest import files, rsa
 from orchestrator.simulator.runner.guest.context import expand, plain
+from orchestrator.simulator.runner.guest.later import Later
 from orchestrator.simulator.runner.guest.masks import Masks
+from orchestrator.simulator.runner.guest.warmup import warm_up
 
 GUEST = Path(package.__file__).parent / "guest"
 
@@ -120,3 +122,27 @@ def test_expressions_of_the_simple_kind():
 
 def test_context_data():
     assert plain({"t": 2, "d": [{"k": "a", "v": "b"}, {"k": "c", "v": {"t": 1, "a": ["x"]}}]}) == {"a": "b", "c": ["x"]}
+
+
+def test_what_is_sent_later_is_sent_in_order_and_all_of_it_before_the_end():
+    sent: list[int] = []
+    complaints: list[str] = []
+    later = Later(complaints.append)
+
+    def fail() -> None:
+        raise OSError("no way out")
+
+    for number in range(3):
+        later.do("log", lambda number=number: sent.append(number))
+        later.do("step state", fail)
+    later.finish()
+    assert sent == [0, 1, 2]
+    assert complaints == ["Sending the step state failed: no way out"] * 3
+
+
+def test_a_warmup_signs_and_shakes_hands_with_nobody(monkeypatch):
+    signed: list[bytes] = []
+    sign = rsa.sign
+    monkeypatch.setattr(rsa, "sign", lambda key, data: signed.append(sign(key, data)) or signed[-1])
+    warm_up()
+    assert len(signed) == 1
