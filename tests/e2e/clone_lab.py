@@ -40,8 +40,8 @@ from orchestrator.system import netns
 from tests.adapters.host.conftest import PORTS, new_name
 
 POLICY = Policy("enforce", (Rule("builtin#1", host="api.github.com"),))
-TEMPLATE_S = 240.0
-CLONE_S = 120.0
+TEMPLATE_S = 600.0
+CLONE_S = 300.0
 
 _FACTS = """
 import glob, json, os, subprocess, time
@@ -71,7 +71,7 @@ for other in ("/dev/shm/mark", "/var/tmp/mark"):
 with open("/run/systemd/system/pid1.service", "w") as unit:
     unit.write("[Service]\\nType=oneshot\\nExecStart=/bin/sh -c 'echo %m >/run/pid1'\\n")
 ask("systemctl", "start", "pid1.service")
-deadline = time.time() + 30
+deadline = time.time() + 120
 while not glob.glob("/run/log/journal/*") and time.time() < deadline: time.sleep(0.2)
 say("LATER " + json.dumps({"journal": os.listdir("/run/log/journal"),
     "pid1": read("/run/pid1")}))
@@ -150,7 +150,7 @@ class CloneLab:
     def end(self, ulid: str) -> None:
         self.wishes[ulid] = msgspec.structs.replace(self.wishes[ulid], wish="gone", jit="")
         self.tell()
-        self.until(lambda: (proof := self.seen(ulid).proof) is not None and proof.whole, 30)
+        self.until(lambda: (proof := self.seen(ulid).proof) is not None and proof.whole, 120)
 
     def keep_waiting(self, warm: int) -> None:
         """Have so many machines wait."""
@@ -186,7 +186,7 @@ class CloneLab:
         for ulid in list(self.wishes):
             self.wishes[ulid] = DesiredRunner(ulid, "gone", self.machine, Identity(ulid), POLICY, 1)
         self.tell()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while self.agent.pool.ids() and time.monotonic() < deadline:
             time.sleep(0.05)
         while (
