@@ -161,6 +161,11 @@ def test_the_seed_was_carried_out(run: Run) -> None:
     assert run.found["failed_units"] == []
 
 
+def test_cloud_init_waited_with_everything_loaded(run: Run) -> None:
+    """What leaves out the table that it would print is what loads it: it would go on without, and nobody would know."""
+    assert run.found["waited_loaded"] is True
+
+
 def test_the_hook_waits_for_the_policy_and_says_which(run: Run) -> None:
     status, text = run.found["hook"]
     assert status == 0
