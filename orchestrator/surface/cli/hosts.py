@@ -72,8 +72,12 @@ def _row(host: dict[str, object]) -> tuple[object, ...]:
         host.get("accelerator", ""),
         len(runners) if isinstance(runners, list) else "",
         _warm(host),
-        "; ".join([*_held(host), *(str(p["message"]) for p in (problems if isinstance(problems, list) else ()))]),
+        "; ".join([*_held(host), *map(_said, problems if isinstance(problems, list) else ())]),
     )
+
+
+def _said(problem: dict[str, object]) -> str:
+    return f"{problem['message']} (over)" if problem.get("over") else str(problem["message"])
 
 
 def _state(host: dict[str, object]) -> str:

@@ -69,6 +69,7 @@ def test_a_quarantine_stands_among_a_hosts_problems(
         "state": "quarantine",
         "quarantine": {"reason": "3 starts failed"},
         "unfit": {"default": "old"},
+        "problems": [{"code": "a", "message": "it is"}, {"code": "b", "message": "it was", "over": True}],
     }
     answer = httpx.MockTransport(lambda _request: httpx.Response(200, json={"hosts": [host]}))
     client = ApiClient("http://test", "t", transport=answer)
@@ -77,6 +78,7 @@ def test_a_quarantine_stands_among_a_hosts_problems(
     shown = " ".join(capsys.readouterr().out.split())
     assert "3 starts failed" in shown
     assert "image default: old" in shown
+    assert "it is; it was (over)" in shown
 
 
 def test_the_list_shows_how_many_machines_wait_of_how_many_should(
