@@ -15,7 +15,16 @@ from orchestrator.core.quarantine import Fault, Quarantine, Ward, condemn, judge
 from orchestrator.core.runner import Runner
 
 INNOCENT = frozenset(
-    {"host_lost", "vm_lost", "state-lost", "host-too-small", "wall-disturbed", "session_conflict", "runner_too_old"}
+    {
+        "host_lost",
+        "vm_lost",
+        "vm-vanished",
+        "state-lost",
+        "host-too-small",
+        "wall-disturbed",
+        "session_conflict",
+        "runner_too_old",
+    }
     | {"job_completed", "fenced"}
 )
 """Ways in which a start ends that say nothing against the host or the image."""

@@ -20,6 +20,9 @@ from orchestrator.host.record import Record
 from orchestrator.host.slots import slot_at
 from orchestrator.host.steps import carry_out, fail
 
+AWAY = "gone while the agent was away"
+"""How a VM ended that nobody saw end: the host was started anew, or all that ran on it was ended."""
+
 log = structlog.get_logger()
 
 
@@ -38,7 +41,7 @@ def adopt(
             continue
         link = _link_on_file(parts, runner, wishes.get(ulid))
         if ulid not in states:
-            ended(runner.names.domain, "gone while the agent was away")
+            ended(runner.names.domain, AWAY)
         elif link is not None and link.tap in taps:
             kept[ulid] = link
         else:

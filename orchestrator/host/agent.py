@@ -26,7 +26,7 @@ from orchestrator.core.names import names_of, ulid_of
 from orchestrator.core.wire import Desired, DesiredRunner, Failure, Observed
 from orchestrator.host import console, erase, guest, sweep
 from orchestrator.host.accelerator import Choice, device_problem
-from orchestrator.host.adopt import adopt
+from orchestrator.host.adopt import AWAY, adopt
 from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import HELLO_S, Situation, Step, next_step
 from orchestrator.host.decisions import Decisions
@@ -401,11 +401,12 @@ class Agent:
             self.parts.talk.ensure(runner.record.id, runner.paths(self.parts).channel)
 
     def _note_crash(self, runner: Runner, why: str) -> None:
-        doubt_template(self.parts, runner, why)
+        if why != AWAY:
+            doubt_template(self.parts, runner, why)
         secrets = (runner.secret,) if runner.secret else ()
         text = console.tail(runner.paths(self.parts).console, secrets)
         runner.record.failure = runner.record.failure or Failure(
-            code="vm-crashed",
+            code="vm-crashed" if why != AWAY else "vm-vanished",
             message=f"the VM ended in the middle of its work ({why})",
             remedy="See the console's last lines; out of memory and a kernel panic both end there.",
             console=text,

@@ -75,7 +75,7 @@ def test_a_reboot_ends_every_vm_leaves_nothing_and_says_so(host):
     assert seen.boot == "boot-2"
     assert [runner.id for runner in seen.runners if runner.vm == "running"] == []
     told = host.seen(ONE)
-    assert (told.vm, told.failure.code) == ("crashed", "vm-crashed")
+    assert (told.vm, told.failure.code) == ("crashed", "vm-vanished")
     assert "policy_bound" not in told.marks
     assert told.claim.run_id == 7, "which job it was is still known"
     for _ in range(3):

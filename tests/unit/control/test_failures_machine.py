@@ -112,6 +112,20 @@ async def test_row_12_a_start_that_a_flush_fell_into_puts_nobody_in_quarantine(s
     assert await stage.leftovers() == {}
 
 
+async def test_row_12_machines_that_a_restart_of_their_host_ended_put_nobody_in_quarantine(tmp_path: Path) -> None:
+    """Two hosts start anew while machines boot on both: that says nothing against the image that they have in common."""
+    hosts = [Host("one", vcpus=16), Host("two", vcpus=16)]
+    stage = Stage(tmp_path, hosts=hosts)
+    left = [Failure("vm-vanished", "the VM ended in the middle of its work (gone while the agent was away)")] * 5
+    for host in hosts:
+        host.fails = lambda _runner: left.pop() if left else None
+    await failing(stage, 1, 2, 3, 4, 5, rounds=30)
+    assert left == []
+    assert (await stage.store.ward()) == Ward()
+    assert {(await stage.job_record(n)).job.conclusion for n in (1, 2, 3, 4, 5)} == {"success"}
+    await stage.close()
+
+
 async def test_row_12_what_isnt_their_fault_puts_nobody_in_quarantine(stage: Stage) -> None:
     host = stage.hosts["h1"]
     host.steps_per_move = 5
