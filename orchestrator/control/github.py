@@ -237,6 +237,17 @@ class Missing(GitHubFailure):
         )
 
 
+class GroupFull(GitHubFailure):
+    """422 that passes: as many runners are registered as may be."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"GitHub takes no more runners: {what}",
+            code="github-full",
+            remedy="Nothing, if runners end: it is tried again. Remove registrations that nobody needs.",
+        )
+
+
 class NameTaken(GitHubFailure):
     """409: a runner of that name is registered."""
 

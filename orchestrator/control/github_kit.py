@@ -23,6 +23,7 @@ from orchestrator.control.github import (
     Conclusion,
     DeliveryPage,
     GitHubRunner,
+    GroupFull,
     Installation,
     Missing,
     NameTaken,
@@ -53,6 +54,8 @@ TIMEOUT_S = 15.0
 SECONDARY_S = 60.0
 PAGES = 100
 SUMMARY_LIMIT = 65_000
+FULL = "max limit of"
+"""By its text alone this 422 is told from those that stay."""
 """GitHub takes 65,535 characters."""
 
 Client = GitHub[Any]
@@ -109,6 +112,8 @@ class KitGitHub:
         except _Status as error:
             if error.status == 409:
                 raise NameTaken(name) from None
+            if error.status == 422 and FULL in error.what.lower():
+                raise GroupFull(error.what) from None
             raise error.failure() from None
         seen = answer.json()
         return Registration(int(seen["runner"]["id"]), str(seen["encoded_jit_config"]))

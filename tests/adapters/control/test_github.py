@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.control.github import (
     GitHub,
+    GroupFull,
     Installation,
     Missing,
     NameTaken,
@@ -284,6 +285,7 @@ JIT = ".*/generate-jitconfig"
         ({"status": 422, "body": {"message": "Invalid runner group"}}, Refused),
         ({"status": 404, "body": {"message": "Not Found"}}, Missing),
         ({"status": 409, "body": {"message": "Already exists"}}, NameTaken),
+        ({"status": 422, "body": {"message": "Runner group has reached the max limit of 10000 runners"}}, GroupFull),
         ({"status": 429, "headers": {"retry-after": "30"}}, RateLimited),
         ({"status": 403, "body": {"message": "You have exceeded a secondary rate limit"}}, RateLimited),
         ({"status": 403, "headers": {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "99999999999"}}, RateLimited),

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orchestrator.control.github import Missing, RateLimited, Refused, RunnerScope, Unavailable
+from orchestrator.control.github import GroupFull, Missing, RateLimited, Refused, RunnerScope, Unavailable
 from orchestrator.control.policy_archive import PolicyArchive
 from orchestrator.control.views import host_view
 from orchestrator.core.inbox import InstallationNews
@@ -438,6 +438,18 @@ async def test_a_registration_that_never_succeeds(error: Exception, stage: Stage
     assert stage.github.calls.count("generate_jit") == 1
     assert await stage.runners() == []
     assert str(error) in await reason(stage, 1)
+
+
+async def test_a_group_that_is_full_is_waited_for(stage: Stage) -> None:  # 9
+    stage.github.trouble = _raise(lambda: GroupFull("422 max limit of 10000 runners"), "generate_jit")
+    await stage.hosts_move()
+    await stage.deliver(stage.job(1))
+    await stage.look()
+    assert "takes no more runners" in await reason(stage, 1)
+    assert not (await stage.job_record(1)).permanent
+    stage.github.trouble = lambda *_: None
+    stage.now += 5
+    await finish(stage, 1)
 
 
 async def test_rate_limits_are_waited_out(stage: Stage) -> None:  # 10
