@@ -51,6 +51,9 @@ async def take_back(
     known = await installations.all(world.now)
     if not known:
         raise Unavailable("the App isn't installed anywhere, so nobody can say whose machine it is")
+    account = seen.scope.org or seen.scope.repo if seen.scope is not None else ""
+    if account and not any(_is_of(installation, account) for installation in known):
+        raise Unavailable(f"the App isn't installed for {account.partition('/')[0]}")
     for installation in known:
         if installation.suspended:
             raise Unavailable(f"the App is suspended for {installation.account}")

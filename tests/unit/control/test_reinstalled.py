@@ -85,6 +85,28 @@ async def test_no_machine_ends_because_the_app_is_suspended_while_redis_is_empti
     assert await stage.leftovers() == {}
 
 
+async def test_no_machine_ends_because_the_app_is_removed_from_its_organisation_alone(stage: Stage) -> None:
+    """Redis is emptied meanwhile, and the App is still installed elsewhere: nobody can be asked about this machine."""
+    await ready(stage)
+    (job,) = stage.github_assigns()
+    await stage.deliver(job)
+    await stage.look()
+    (app,) = stage.github.apps.values()
+    stage.github.apps = {ANOTHER: Installation(ANOTHER, "another", organization=True)}
+    await stage.redis.flushall()
+    stage.reconciler = stage.fresh()
+    for _ in range(5):
+        await stage.hosts_move()
+        stage.now += 20
+        await stage.look()
+    assert [seen.vm for seen in stage.hosts["h1"].seen.values()] == ["running"]
+    stage.github.apps[app.id] = app
+    await stage.deliver_installation(InstallationNews(app.id, "created", ORG))
+    await stage.run(seconds=4.0)
+    assert stage.github.jobs[1].conclusion == "success"
+    assert await stage.leftovers() == {}
+
+
 async def test_a_refused_job_has_another_chance_when_the_installation_changes(stage: Stage) -> None:
     def refuse(call: str, when: str) -> None:
         if call == "generate_jit" and when == "before":
