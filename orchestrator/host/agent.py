@@ -181,6 +181,8 @@ class Agent:
         """One turn: look, sweep, and start the next step of each runner that isn't busy."""
         now = self.parts.clock()
         if not self._adopted and not self._take_over(now):
+            for runner in self._runners.values():  # a guest that isn't heard for a minute fails its job
+                self._keep_channel(runner)
             return
         if now - self._looked_at >= LOOK_S:
             self._looked_at = now

@@ -26,10 +26,11 @@ from orchestrator.core.machine import Capacity, MachineClass
 from orchestrator.core.wire import ObservedWarm
 from orchestrator.host import pool_plan, pressure
 from orchestrator.host.end import end
-from orchestrator.host.parts import Parts, Runner
+from orchestrator.host.parts import Cancelled, Parts, Runner
 from orchestrator.host.pool_plan import Memory, Scene, Waiter, WaiterState
 from orchestrator.host.pool_scene import holds_room
 from orchestrator.host.record import Record, Records
+from orchestrator.host.templates import Cold
 from orchestrator.host.waiting import make as make_waiting
 
 log = structlog.get_logger()
@@ -231,8 +232,12 @@ class Pool:
         runner, parts = waiting.runner, self.parts
         try:
             self._make(parts, runner)
+        except Cancelled:
+            with self._lock:
+                self._to_end(waiting, "a job needs its room")
+            return
         except Exception as error:
-            known = isinstance(error, IronCDError)
+            known = isinstance(error, IronCDError | Cold)
             log.warning("waiting_vm_failed", runner=runner.record.id, error=str(error), exc_info=not known)
             with self._lock:
                 self._not_before = parts.clock() + PAUSE_S

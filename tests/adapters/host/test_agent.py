@@ -38,7 +38,6 @@ from orchestrator.system.process import run
 
 ONE = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
 TWO = "01JZZZZZZZZZZZZZZZZZZZZZZ2"
-BOOTED = 1_799_999_000.0
 JIT = "eyJvbmUiOiAi" + "QUJDREVGR0g" * 20
 BASELINE = Policy("enforce", (Rule("builtin#1", host="api.github.com"),))
 JOBS = Policy("enforce", (*BASELINE.rules, Rule("org#1", cidr="203.0.113.0/24", ports=(22,))))
@@ -89,7 +88,7 @@ class Host:
             slots=Slots(self.settings.links_range),
             records=Records(self.paths.records),
             clock=self.clock,
-            uptime=lambda: self.clock.now - BOOTED - self.set_ahead_s,
+            uptime=lambda: self.clock.now - self.set_ahead_s,
             talk=self.talk,
             qemu_group=self.hypervisor.group(),
         )
@@ -721,6 +720,19 @@ def test_a_job_that_waits_for_its_policy_gets_it_from_the_next_agent_too(host):
     host.wish(policy=JOBS, generation=2, bound=True)
     host.until(lambda: "steps_released" in host.seen().marks)
     assert isinstance(host.talk.said[-1][1], guest.Bound)
+
+
+def test_guests_are_heard_though_libvirt_is_away_when_the_agent_starts(host):
+    """A guest whose channel is closed for a minute fails the job that waits for its policy."""
+    host.in_a_job()
+    host.talk.open.clear()
+    host.hypervisor.fail_with = HostError("libvirt doesn't answer", code="libvirt-away", remedy="start it")
+    host.boot()
+    host.pass_time(1.1)
+    assert host.talk.open == {ONE}
+    host.hypervisor.fail_with = None
+    host.wish(policy=JOBS, generation=2, bound=True)
+    host.until(lambda: "steps_released" in host.seen().marks)
 
 
 def test_a_full_disk_ends_no_agent_and_is_said(host, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -15,8 +16,9 @@ from orchestrator.core.errors import HostError
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import names_of
 from orchestrator.core.wire import Desired
-from orchestrator.host import guest, template_files, waiting
+from orchestrator.host import guest, pool, template_files, waiting
 from orchestrator.host.domain_xml import Memory as DomainMemory
+from orchestrator.host.parts import Cancelled
 from orchestrator.host.pool_plan import Memory
 from orchestrator.host.template_key import Basis
 from orchestrator.host.templates import Cold, Lease
@@ -326,6 +328,26 @@ def replace_step(patch, host, step, instead):
     }
     if step != "waiting":
         patch.setattr(*places[step], instead)
+
+
+@pytest.mark.parametrize("why", ["no template", "its room is needed"])
+def test_what_is_foreseen_is_no_fault_of_ours(host, why, monkeypatch):
+    """A template may be gone, and a job may come, in the moment between the plan and its deed."""
+    said: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        pool, "log", SimpleNamespace(warning=lambda _what, **more: said.append(more), info=lambda *_, **__: None)
+    )
+    raised = Cold("its template was changed") if why == "no template" else Cancelled()
+
+    def refuse(*_args):
+        raise raised
+
+    host.agent.pool._make = refuse
+    host.tell()
+    host.until(lambda: said or host.agent.pool._waiting)
+    host.until(lambda: not host.agent.pool.ids())
+    assert [more["exc_info"] for more in said if "exc_info" in more] == [False] * (why == "no template")
+    assert bool(host.agent.pool._not_before) == (why == "no template")
 
 
 @pytest.mark.parametrize("step", ["tap", "disk", "seed", "domain", "channel", "guest"])
