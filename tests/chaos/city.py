@@ -5,36 +5,56 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import structlog
+from cryptography.hazmat.primitives.asymmetric import rsa
 from ulid import ULID
 
 from orchestrator.control.sealed import Seal
-from orchestrator.control.settings import ControlSettings
-from orchestrator.core.machine import MachineClass
 from orchestrator.simulator.github.core import GitHub
 from orchestrator.simulator.github.jit import new_key
-from orchestrator.simulator.github.state import Job, Runner
+from orchestrator.simulator.github.state import Account, Job, Runner
 from policies import load_presets
 from tests.chaos.clockwork import EPOCH, Loop
+from tests.chaos.furniture import furnish
 from tests.chaos.guest import Guest
 from tests.chaos.journal import Journal
-from tests.chaos.machine import Machine, furnish
-from tests.chaos.mortal import Memory
-from tests.chaos.plane import Api, Worker
+from tests.chaos.lot import LIFETIME_S, draw, without_waiting
+from tests.chaos.machine import Machine
+from tests.chaos.memory import Memory
+from tests.chaos.mortal import is_killed
+from tests.chaos.people import People
+from tests.chaos.plane import PREFIX, Api, Worker
+from tests.chaos.rules import Rules
 
 REPOSITORIES = ("app", "web", "tools", "flood")
 POLICY = b"mode: enforce\nallow:\n  - host: allowed.example\n"
-LIFETIME_S = 1800
+OTHERS = {"beta": ("lib", "docs"), "octocat": ("toy",)}
+"""Accounts that have the App too, an organisation and a person, and their repositories."""
 SECRET = "a webhook secret"
+
+
+@cache
+def spare_key() -> rsa.RSAPrivateKey:
+    """One for the App and all registrations: making one takes longer than many jobs."""
+    return new_key()
 
 
 class City:
     pace = 1.0
     """How long jobs, gates and faults last, as a share of what is usual."""
+    settled = True
+    """Nobody is about to do something still."""
+    people: People | None = None
+    rules: Rules | None = None
+    """Where all can be seen at every moment."""
+    labels: tuple[str, ...] = ("ironcd",)
+    """That jobs ask for, as often as they stand here."""
 
     def __init__(self, loop: Loop, folder: Path, seed: int, *, hosts: int, lines: list[str] | None = None) -> None:
         self.loop = loop
@@ -43,8 +63,9 @@ class City:
         self.rng = random.Random(seed)
         random.seed(seed)
         self.journal = Journal(self.now, lines)
+        loop.set_exception_handler(self._unheard)
         structlog.configure(processors=[self.journal.log], cache_logger_on_first_use=False)
-        self.memory = Memory()
+        self.memory = Memory(self.now)
         self.secret = SECRET
         self.hinted = asyncio.Event()
         self.presets = load_presets()
@@ -66,12 +87,17 @@ class City:
         """Jobs that their user cancelled or rejected."""
         self.strangers: list[str] = []
         self.lengths: dict[int, float] = {}
-        self.settings = ControlSettings(
-            app_id=424_242,
-            state_dir=str(folder),
-            prefix="t:",
-            classes={"ironcd": MachineClass("ironcd", lifetime_s=LIFETIME_S, start="cold")},
-        )
+        self.lot = draw(self.rng, str(folder), PREFIX)
+        self.settings, self.room, self.labels = self.lot.settings, self.lot.room, self.lot.labels
+        self.half_made: dict[str, float] = {}
+        """Since when there is what a template is made in."""
+        self.acting: Machine
+        """The host whose process does something now."""
+        self.rerun: set[int] = set()
+        """Runs that a person ran again."""
+        self._under_way: set[asyncio.Task[None]] = set()
+        self.people = People(self)
+        self.rules = Rules(self)
         furnish(self)
         self.github = self._github()
         self.api = Api(self)
@@ -87,9 +113,17 @@ class City:
             webhook_secret=SECRET,
             webhook_transport=_Late(self),
             clock=self.now,
+            private_key=spare_key(),
         )
         made.faults.by(self.now, random.Random(self.rng.random()))
-        made.rest.spare_keys = [new_key()]
+        made.rest.spare_keys = [spare_key()]
+        made.state.accounts["beta"] = Account(id=9_919_002, login="beta", type="Organization")
+        for owner, names in OTHERS.items():
+            account = made.state.accounts[owner]
+            made.install(account)
+            for name in names:
+                repo = made.create_repository(name)
+                repo.owner = account
         for repo in made.state.repositories.values():
             repo.head_sha = f"{repo.id:040x}"
             repo.files[repo.default_branch] = {".ironcd/policy.yml": POLICY}
@@ -113,6 +147,12 @@ class City:
     def make_id(self) -> str:
         """A ULID out of the seed."""
         return str(ULID(int(self.now() * 1000).to_bytes(6, "big") + self.rng.randbytes(10)))
+
+    def _unheard(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error in what nobody waits for.  That a process was killed is none."""
+        error = context.get("exception")
+        if error is None or not is_killed(error):
+            self.journal.broke("the city", error or RuntimeError(str(context.get("message"))))
 
     # Questions
 
@@ -142,12 +182,16 @@ class City:
     def acquired(self, job: Job, runner: str, guest: Guest) -> None:
         self.taken.setdefault(job.id, []).append(runner)
         self.journal.note(f"job {job.id} taken by {runner} on {guest.machine.name}")
+        if self.rules is not None:
+            self.rules.look()
 
     def guest_ended(self, machine: Machine, guest: Guest, why: str) -> None:
         job = guest.job
         if job is not None and job.status == "in_progress":
             lived_s = self.loop.time() - guest.began
             why = "lifetime" if why == "destroyed" and lived_s >= LIFETIME_S else why
+            if why == "destroyed" and self.people is not None and self.people.had_to_end(machine.name):
+                why = "drained"
             self.losses[job.id] = f"{why} on {machine.name}"
             self.journal.note(f"job {job.id} lost its machine: {why}")
 
@@ -156,20 +200,21 @@ class City:
         self.losses[job.id] = f"no policy: {why}"
         self.journal.note(f"job {job.id} got no policy: {why}")
 
-    def stopped(self, job: Job) -> None:
-        self.losses[job.id] = "stopped"
+    def stopped(self, job: Job, machine: Machine) -> None:
+        drained = self.people is not None and self.people.had_to_end(machine.name)
+        self.losses[job.id] = "drained" if drained else "stopped"
         self.journal.note(f"job {job.id} was stopped")
 
     def stranger_takes(self, job: Job) -> None:
         """A runner of somebody else's serves a queued job."""
-        github = self.github
+        github, repo = self.github, job.run.repository
         name = f"stranger-{len(self.strangers)}"
         runner: Runner = github.engine.add_runner(
             name=name,
-            owner=github.owner,
-            repository=None,
+            owner=repo.owner,
+            repository=None if repo.owner.type == "Organization" else repo,
             group_id=1,
-            labels=["ironcd"],
+            labels=list(job.spec.labels),
             work_folder="_work",
             key=github.rest.spare_keys[0].public_key(),
         )
@@ -178,6 +223,25 @@ class City:
         github.engine.acquire(job)
         self.taken.setdefault(job.id, []).append(name)
         self.loop.call_later(30.0, github.engine.complete, job, "success")
+
+    def wind_down(self) -> None:
+        """No machine is to wait any more: an admin has set it so, and started the worker anew."""
+        self.settings = msgspec.structs.replace(self.settings, classes=without_waiting(self.settings.classes))
+        if self.worker.running:
+            self.worker.kill()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """What a person does in the background."""
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._is_done)
+        self.settled = False
+
+    def _is_done(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.journal.broke("people", error)
+        self.settled = not self._under_way
 
     def control_back(self) -> None:
         """One after the other, in either order."""
@@ -210,7 +274,6 @@ class City:
         self.api.kill()
         self.worker.kill()
         await self.github.hooks.stop()
-        await self.memory.close()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()

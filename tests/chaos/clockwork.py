@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import selectors
+import sys
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -83,3 +85,10 @@ def _readers_of_dates() -> list[ModuleType]:
     import githubkit.cache.mem_cache
 
     return [githubkit.auth.app, githubkit.cache.mem_cache]
+
+
+def with_fixed_hashes(module: str) -> None:
+    """Start ``module`` anew unless hashes are fixed: the order of a set is part of what happens."""
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        again = [sys.executable, "-m", module, *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, "PYTHONHASHSEED": "0"})

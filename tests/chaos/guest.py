@@ -9,11 +9,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.host import guest as wire
 from orchestrator.simulator.github.state import Job, Runner
-from runner_image.guest.session import AnswerHook, Effect, OpenGate, PowerOff, Send, Session, StartRunner, StopRunner
+from runner_image.guest.session import (
+    AnswerHook,
+    Effect,
+    OpenGate,
+    PowerOff,
+    Prepare,
+    Send,
+    Session,
+    Settle,
+    StartRunner,
+    StopRunner,
+)
 
 if TYPE_CHECKING:
     from tests.chaos.machine import Machine
@@ -26,6 +38,8 @@ class Guest:
     renew_s = 60.0
     retry_s = 15.0
     """Before the runner tries GitHub again, where it can't be reached."""
+    seed: Path | None = None
+    """Where it finds its registration once its gate is open."""
 
     def __init__(self, machine: Machine, ulid: str, jit: str, *, boot_s: float, fate: str = "") -> None:
         self.machine = machine
@@ -72,7 +86,12 @@ class Guest:
             match effect:
                 case Send() if self.connected and self.fate != "mute":
                     self._says(effect.encode())
+                case Settle():
+                    self._do(self._session.settled())
+                case Prepare():
+                    self._do(self._session.prepared())
                 case OpenGate():
+                    self._jit = self.seed.read_text() if self.seed is not None and self.seed.exists() else self._jit
                     self._do(self._session.gate_opened(self.city.loop.time()))
                     self._tasks.append(asyncio.ensure_future(self._boot()))
                 case StartRunner():
@@ -176,7 +195,7 @@ class Guest:
             if job.cancel_requested:
                 return "cancelled"
             if self._stopped.is_set():
-                self.city.stopped(job)
+                self.city.stopped(job, self.machine)
                 return "cancelled"
         return "success"
 

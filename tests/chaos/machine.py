@@ -7,7 +7,6 @@ leaves what is on disk.  Things of somebody else stand on it, and must stand the
 from __future__ import annotations
 
 import asyncio
-import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,154 +14,31 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrator.core.decided import Decided
 from orchestrator.core.errors import HostError
-from orchestrator.core.link import Link
-from orchestrator.core.machine import Capacity
 from orchestrator.core.names import is_tap, names_of, ulid_of
 from orchestrator.core.settings import HostSettings
-from orchestrator.core.wire import Desired, Image
-from orchestrator.host import agent as agent_module
+from orchestrator.core.wire import Desired
 from orchestrator.host import guest as wire
-from orchestrator.host import room as room_module
-from orchestrator.host import start as start_module
-from orchestrator.host import vm as vm_module
 from orchestrator.host.accelerator import Choice
 from orchestrator.host.agent import Agent
 from orchestrator.host.domain_xml import DomainSpec
-from orchestrator.host.fakes import FakeGateway, FakeHypervisor, FakeWall, FakeWires
-from orchestrator.host.hypervisor import Ended
-from orchestrator.host.images import LocalImage, Manifest
+from orchestrator.host.fakes import FakeWall, FakeWires
 from orchestrator.host.parts import Parts
 from orchestrator.host.paths import HostPaths, host_paths, make_folders
-from orchestrator.host.record import Record, Records
+from orchestrator.host.pool_plan import Memory
 from orchestrator.host.slots import Slots
+from orchestrator.host.templates import UNWANTED_S
 from tests.chaos.guest import Guest
+from tests.chaos.hardware import Gateway, GuardedRecords, Hypervisor, Steps, Talk
 from tests.chaos.mortal import Guarded, Mortal, is_killed
 
 if TYPE_CHECKING:
     from tests.chaos.city import City
 
-ROOM = Capacity(64, 256 * 1024, 4000)
 FOREIGN_DOMAINS = ("debian-of-somebody", "ironcd-router", "ironcd-")
 FOREIGN_TAP = "tap0"
 FOREIGN_FILES = ("somebody.qcow2", "ironcd-notes.txt")
-IMAGE = Image("default", "sha256:0", "2.336.0", {"apt": ("deb.example",)})
-
-
-class Hypervisor(FakeHypervisor):
-    """Tells the machine when a guest begins and ends to run."""
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__()
-        self._machine = machine
-
-    def start_paused(self, spec: DomainSpec) -> None:
-        super().start_paused(spec)
-        self._machine.makes(spec)
-
-    def resume(self, name: str) -> None:
-        super().resume(name)
-        self._machine.runs(name)
-
-    def on_end(self, ended: Ended) -> None:
-        """The agent hears of it in its own process, and may die of it there."""
-        mortal = self._machine.mortal
-        super().on_end(lambda name, why: self._machine.does(mortal, lambda: ended(name, why)))
-
-    def let_go(self) -> None:
-        """Whoever listened to events is dead."""
-        self._ended = None
-
-    def names(self) -> set[str]:
-        return set(self._domains)
-
-    def vanish(self, name: str) -> None:
-        super().vanish(name)
-        self._machine.stops(name, "vanished")
-
-    def _end(self, name: str, why: str) -> None:
-        self._machine.stops(name, why)
-        super()._end(name, why)
-
-
-class Gateway(FakeGateway):
-    """One that reads its links anew when it starts again, as the real one does."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._links_folder = folder
-
-    def restart(self) -> None:
-        self.links = {}
-        for path in sorted(self._links_folder.glob("*.json")):
-            link = msgspec.json.decode(path.read_bytes(), type=Link)
-            self.links[link.tap] = link
-        self.away = False
-
-
-class Talk:
-    """Channels to the guests, for as long as the agent lives that opened them."""
-
-    def __init__(self, machine: Machine, mortal: Mortal) -> None:
-        self._machine = machine
-        self._mortal = mortal
-
-    def ensure(self, ulid: str, path: Path) -> bool:
-        guest = self._machine.guests.get(ulid)
-        if guest is None and names_of(ulid).domain not in self._machine.hypervisor.names():
-            return False
-        if guest is not None and not guest.connected:
-            self._machine.city.loop.call_soon(guest.opened)
-        return True
-
-    def send(self, ulid: str, order: wire.Order) -> bool:
-        self._mortal.point("talk")
-        guest = self._machine.guests.get(ulid)
-        if guest is None or not guest.connected:
-            return False
-        self._machine.city.loop.call_later(0.05, guest.heard, order)
-        return True
-
-    def close(self, ulid: str) -> None:
-        guest = self._machine.guests.get(ulid)
-        if guest is not None:
-            guest.connected = False
-
-
-class GuardedRecords(Records):
-    def __init__(self, folder: Path, machine: Machine, mortal: Mortal) -> None:
-        super().__init__(folder)
-        self._machine = machine
-        self._mortal = mortal
-
-    def save(self, record: Record) -> None:
-        self._mortal.point("record")
-        super().save(record)
-        self._mortal.point("record")
-
-    def _write(self, path: Path, data: bytes) -> None:
-        if self._machine.disk_full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        super()._write(path, data)
-
-    def forget(self, ulid: str) -> None:
-        self._mortal.point("record")
-        super().forget(ulid)
-
-
-class Steps:
-    """In place of the agent's threads: each step is carried out some moments later, if its agent still lives."""
-
-    def __init__(self, machine: Machine, mortal: Mortal) -> None:
-        self._machine = machine
-        self._mortal = mortal
-
-    def submit(self, work: Callable[[], None]) -> None:
-        later = self._machine.city.rng.uniform(0.0, 2.0)
-        self._machine.city.loop.call_later(later, self._machine.does, self._mortal, work)
-
-    def shutdown(self, **_: Any) -> None:
-        pass
 
 
 class Machine:
@@ -186,7 +62,9 @@ class Machine:
         self.cut_off = False
         self.unheard_s = 0.0
         """The control plane can't be reached from here."""
-        self.disk_full = False
+        self.disk_full = self.memory_tight = False
+        self.skew_s = 0.0
+        """By so much its clock is ahead of everybody's."""
         self.fates: list[str] = []
         """Of the next guests; those beyond are well."""
         self.mortal = Mortal(name)
@@ -196,6 +74,10 @@ class Machine:
         for folder_of_files in (self.paths.disks, self.paths.seeds):
             for file in FOREIGN_FILES:
                 (folder_of_files / file).write_text("not ours")
+
+    def now(self) -> float:
+        """By its own clock."""
+        return self.city.now() + self.skew_s
 
     def _power_on(self) -> None:
         self.hypervisor, self.wall, self.wires = Hypervisor(self), FakeWall(), FakeWires()
@@ -220,13 +102,17 @@ class Machine:
             slots=Slots(self.settings.links_range),
             records=GuardedRecords(self.paths.records, self, mortal),
             domain_type="test",
-            clock=self.city.now,
+            clock=self.now,
             talk=Talk(self, mortal),
         )
         agent = Agent(parts, Choice("kvm", "it is said so"))
         for pool in (agent._pool, agent._ends):
             pool.shutdown()
-        agent._pool = agent._ends = Steps(self, mortal)
+        for pool in (agent.pool._maker, agent.pool._ender):
+            pool.shutdown()
+        agent._pool = agent._ends = agent.pool._maker = agent.pool._ender = Steps(self, mortal)
+        agent.pool._look_at_memory = lambda: Memory(tight=self.memory_tight, roomy=not self.memory_tight)
+        agent.pool._records = GuardedRecords(self.paths.waiting, self, mortal)
         self.agent = agent
         self._guarded(mortal, agent.begin)
         self._tasks = [asyncio.ensure_future(loop(mortal, agent)) for loop in (self._turn, self._wish, self._tell)]
@@ -256,6 +142,7 @@ class Machine:
         """Do ``work`` in the agent's process; True where that lives on, as it does by itself where the error stays in a thread."""
         if not mortal.alive or mortal is not self.mortal:
             return False
+        self.city.acting = self
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - whatever it is goes on record
@@ -311,6 +198,7 @@ class Machine:
             await asyncio.sleep(2.0)
             if agent.dirty.is_set() or self.city.now() - told_at >= 10.0:
                 agent.dirty.clear()
+                self.city.acting = self
                 if await self.city.api.observed(self, msgspec.json.encode(agent.observe())):
                     told_at = self.city.now()
                 else:
@@ -318,27 +206,24 @@ class Machine:
 
     # Its guests
 
-    def makes(self, spec: DomainSpec) -> None:
-        """The seed is read when the guest boots, as cloud-init would."""
-        self.seeds_read[spec.name] = Path(spec.seed).read_text()
-
-    @property
-    def seeds_read(self) -> dict[str, str]:
-        return self.__dict__.setdefault("_seeds_read", {})
-
-    def runs(self, name: str) -> None:
-        ulid = ulid_of(name) or ""
-        fate = self.fates.pop(0) if self.fates else ""
+    def runs(self, spec: DomainSpec) -> None:
+        ulid = ulid_of(spec.name) or ""
+        fate = self.fates.pop(0) if self.fates and self.fates[0].startswith("guest-") else ""
         if fate:
-            self.city.used[f"guest-{fate}"] += 1
-        boot_s = self.city.rng.uniform(1.0, 8.0)
-        self.guests[ulid] = Guest(self, ulid, self.seeds_read.pop(name, ""), boot_s=boot_s, fate=fate)
-        self.city.loop.call_soon(self._connect, ulid)
-
-    def _connect(self, ulid: str) -> None:
-        guest = self.guests.get(ulid)
-        if guest is not None and self.agent is not None and not guest.connected:
+            self.city.used[fate] += 1
+        boot_s = self.city.rng.uniform(0.5, 2.0) if spec.memory is not None else self.city.rng.uniform(1.0, 8.0)
+        guest = self.guests[ulid] = Guest(self, ulid, "", boot_s=boot_s, fate=fate.removeprefix("guest-"))
+        guest.seed = Path(spec.seed)
+        if self.agent is not None:  # its channel was opened before
             guest.opened()
+
+    def fate_of(self, what: str) -> bool:
+        """Whether ``what`` is in store for this host, for once."""
+        found = what in self.fates
+        if found:
+            self.fates.remove(what)
+            self.city.used[what] += 1
+        return found
 
     def stops(self, name: str, why: str) -> None:
         guest = self.guests.pop(ulid_of(name) or "", None)
@@ -359,12 +244,24 @@ class Machine:
 
     def crash_a_guest(self) -> bool:
         busy = sorted(ulid for ulid, guest in self.guests.items() if guest.alive)
-        if not busy:
-            return False
-        ulid = self.city.rng.choice(busy)
+        if busy:
+            self.crash(self.city.rng.choice(busy))
+        return bool(busy)
+
+    def crash(self, ulid: str) -> None:
         end = self.city.rng.choice((self.hypervisor.crash, self.hypervisor.vanish))
         end(names_of(ulid).domain)
-        return True
+
+    def decided(self) -> Decided:
+        """What people had said of it, as it keeps that."""
+        try:
+            return msgspec.json.decode(self.paths.decided.read_bytes(), type=Decided)
+        except FileNotFoundError:
+            return Decided()
+
+    def libvirt_away(self, away: bool) -> None:
+        error = HostError("libvirt doesn't answer", code="libvirt-away", remedy="Start libvirtd.")
+        self.hypervisor.fail_with = error if away else None
 
     def flushes(self) -> None:
         """Another program flushes the packet filter."""
@@ -401,7 +298,17 @@ class Machine:
             "links": sorted(path.name for path in self.paths.links.iterdir()) + sorted(self.gateway.links),
             "channels": _ours(self.paths.channels) + _ours(self.paths.consoles),
             "records": sorted(path.name for path in self.paths.records.iterdir()),
+            "waiting": sorted(path.name for path in self.paths.waiting.iterdir()),
+            "half_made": self._half_made(),
         }
+
+    def _half_made(self) -> list[str]:
+        """Templates that nobody makes any more and that were not cleared away in time."""
+        there = {path.name for path in self.paths.templates.iterdir() if path.name.startswith(".")}
+        since = self.city.half_made
+        for name in there - since.keys():
+            since[name] = self.city.now()
+        return sorted(name for name in there if self.city.now() - since[name] > UNWANTED_S + 60.0)
 
     def foreign_gone(self) -> list[str]:
         """What is missing of somebody else's."""
@@ -414,26 +321,3 @@ class Machine:
 
 def _ours(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in FOREIGN_FILES)
-
-
-def furnish(city: City) -> None:
-    """Put light things in the place of those parts of the agent that would start programs."""
-    image = LocalImage(Manifest("default", "sha256:0", "2.336.0"), Path("d"), Path("k"), Path("i"), 1 << 30)
-
-    def make_disk(_image: LocalImage, path: Path, **_: Any) -> None:
-        if city.is_full(path):
-            raise HostError("can't make the disk: no space left", code="disk-failed", remedy="Make room.")
-        path.touch()
-
-    def copy_boot(_kernel: Path, _initrd: Path, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-
-    def make_seed(path: Path, *_: Any, jit: str, **__: Any) -> None:
-        path.write_text(jit)
-
-    agent_module.capacity_of = lambda *_, **__: ROOM  # type: ignore[assignment]
-    agent_module.device_problem = lambda: None  # type: ignore[assignment]
-    agent_module.list_images = lambda _folder: (IMAGE,)  # type: ignore[assignment]
-    start_module.find_image = room_module.find_image = lambda *_: image  # type: ignore[assignment]
-    vm_module.make_disk, vm_module.copy_boot = make_disk, copy_boot  # type: ignore[assignment]
-    start_module.make_seed = make_seed  # type: ignore[assignment]

@@ -7,10 +7,6 @@ import functools
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-from fakeredis import FakeServer
-from fakeredis.aioredis import FakeAsyncRedisConnection, FakeRedis
-from redis.exceptions import ConnectionError as RedisAway
-
 _T = TypeVar("_T")
 
 
@@ -84,42 +80,3 @@ class Guarded:
             return done
 
         return call
-
-
-class Memory:
-    """Redis, as a server that can be away, and be emptied."""
-
-    def __init__(self) -> None:
-        self.server = FakeServer()
-        self.away = False
-        self._clients: list[FakeRedis] = []
-
-    def client(self, mortal: Mortal) -> FakeRedis:
-        made = FakeRedis(server=self.server, connection_class=_connection(self, mortal), single_connection_client=False)
-        self._clients.append(made)
-        return made
-
-    def empty(self) -> None:
-        with self.server.lock:
-            for database in self.server.dbs.values():
-                database.clear()
-
-    async def close(self) -> None:
-        for client in self._clients:
-            await client.aclose()
-
-
-def _connection(memory: Memory, mortal: Mortal) -> type[FakeAsyncRedisConnection]:
-    class Connection(FakeAsyncRedisConnection):
-        async def send_packed_command(self, *args: Any, **named: Any) -> Any:
-            mortal.point("redis")
-            if memory.away:
-                raise RedisAway("Redis is away")
-            return await super().send_packed_command(*args, **named)
-
-        async def read_response(self, *args: Any, **named: Any) -> Any:
-            answer = await super().read_response(*args, **named)
-            mortal.point("redis")
-            return answer
-
-    return Connection

@@ -4,7 +4,10 @@ A job was served by one runner, or its user ended it, or a declared rule did, wi
 
 * ``infrastructure``: its machine was lost in the middle of it (crash, reboot, a host out of reach for too long), or had
   lived for as long as its class may;
-* ``refused``: GitHub wouldn't register a runner for it (401, 403, 404, 422), and says why.
+* ``refused``: GitHub wouldn't register a runner for it (401, 403, 404, 422), and says why;
+* ``given_up``: more machines in a row failed for it than are tried.
+
+Of the last two the job says so, and its user ends it.
 """
 
 from __future__ import annotations
@@ -45,9 +48,13 @@ class Oracle:
         self.city = city
         self.store = Store(city.memory.client(Mortal("oracle")), PREFIX)
         self.unreasoned: set[int] = set()
+        self.ended: dict[int, str] = {}
+        """Jobs that were refused a machine for good, and by which rule."""
 
     async def look(self) -> None:
-        """While it runs: a job that waits says for what."""
+        """While it runs: a job that waits says for what, and nothing is as it must not be."""
+        if self.city.rules is not None:
+            self.city.rules.look()
         if self.city.memory.away or not self.city.worker.running:
             return
         for record in await self.store.live_jobs():
@@ -57,9 +64,22 @@ class Oracle:
                 self.unreasoned.add(job.id)
                 self.city.journal.fault(f"job {job.id} waits and nobody knows for what: {record}")
 
+    async def give_up(self) -> None:
+        """Users end what is refused for good, once they have read why."""
+        for record in await self.store.live_jobs():
+            job = self.city.github.state.jobs.get(record.job.id)
+            if job is None or job.status != "queued" or not record.permanent:
+                continue
+            if record.permanent.startswith(("GitHub refuses", "GitHub doesn't know it")):
+                self.ended[job.id] = "refused"
+            elif "runners failed; the last one:" in record.permanent:
+                self.ended[job.id] = "given_up"
+            self.city.journal.note(f"job {job.id} is ended by its user: {record.permanent}")
+            self.city.github.engine.cancel_job(job)
+
     async def at_rest(self) -> bool:
         """Everything that was begun has ended."""
-        if any(job.status != "completed" for job in self.city.github.state.jobs.values()):
+        if not self.city.settled or any(job.status != "completed" for job in self.city.github.state.jobs.values()):
             return False
         if await self.store.live_runners() or await self.store.live_jobs() or (await self.store.lengths())["inbox"]:
             return False
@@ -116,20 +136,18 @@ class Oracle:
             return "ended_by_user"
         if len(had) == 1 and job.status == "completed" and await self._was_declared(job):
             return "infrastructure"
-        if not had and await self._was_refused(job):
-            return "refused"
+        if not had and job.id in self.ended:
+            return self.ended[job.id]
         return "lost"
 
     async def _was_declared(self, job: Job) -> bool:
         """Its machine ended in the middle of it, and not by our doing or by a rule that says so."""
         cause, _, host = self.city.losses.get(job.id, "").partition(" on ")
-        if cause in ("crashed", "vanished", "reboot", "lifetime"):
+        if cause in ("crashed", "vanished", "reboot", "lifetime", "drained"):
             return True
         record = await self.store.job(job.id)
         runner = await self.store.runner(record.job.runner) if record is not None and record.job.runner else None
         reason = runner.life.reason if runner is not None else ""
-        return (reason == "host_lost" and host in self.city.out_of_reach) or reason == "lifetime"
-
-    async def _was_refused(self, job: Job) -> bool:
-        record = await self.store.job(job.id)
-        return record is not None and record.permanent.startswith(("GitHub refuses", "GitHub doesn't know it"))
+        host = host or (runner.life.host if runner is not None else "")
+        lost = reason == "host_lost" and host in self.city.out_of_reach
+        return lost or reason == "lifetime"

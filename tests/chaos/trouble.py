@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from tests.chaos.city import City
 
 TERMINAL = ("jit-forbidden", "jit-invalid", "jit-missing")
-"""After these a job is refused for good, with GitHub's reason: at most one each, so that jobs remain to be served."""
+"""After these a job is refused for good, with GitHub's reason: one each time, so that jobs remain to be served."""
+NOBODYS = "ironcd-nobodys"
+"""A label that no class has: its jobs wait until their user gives up."""
+SELDOM = ("acquire-404", "busy-lies", "delete-refused")
+"""Declared more often, since what they befall seldom happens while they hold."""
 UNINSTALLED_S = 90.0
 
 
@@ -43,7 +47,7 @@ def trouble_plan(seed: int, over_s: float) -> list[tuple[float, str]]:
     """When which fault begins: every kind twice, but for those that end a job for good."""
     rng = random.Random(f"trouble {seed}")
     kinds = [*CATALOGUE, *HOST_FAULTS] * 2
-    kinds = [kind for kind in kinds if kind not in TERMINAL] + list(TERMINAL)
+    kinds = [kind for kind in kinds if kind not in TERMINAL] + list(TERMINAL) * 3 + list(SELDOM) * 3
     rng.shuffle(kinds)
     made, at = [], 0.0
     for kind in kinds:
@@ -64,7 +68,8 @@ def start_run(city: City, rng: random.Random, size: int) -> Run:
     github = city.github
     repo = rng.choice([*github.state.repositories.values()])
     gated = rng.random() < 0.15
-    spec = {"runs-on": "ironcd", "steps": [{"run": "true"}]}
+    unserved = len(city.labels) > 1 and rng.random() < 0.06
+    spec = {"runs-on": NOBODYS if unserved else rng.choice(city.labels), "steps": [{"run": "true"}]}
     if gated:
         spec["environment"] = "production"
     run = github.create_run(repo.full_name, {"jobs": {f"job{number}": spec for number in range(size)}})
@@ -73,9 +78,25 @@ def start_run(city: City, rng: random.Random, size: int) -> Run:
     city.journal.note(f"run {run.id} of {repo.full_name}: {size} jobs{', gated' if gated else ''}")
     if gated:
         city.loop.call_later(rng.uniform(10.0, 200.0) * city.pace, _approve, city, run, rng.random() < 0.85)
-    if rng.random() < 0.12:
+    if unserved:
+        city.used["label-unserved"] += 1
+        city.loop.call_later(rng.uniform(70.0, 200.0), _cancel, city, run, 0.0)
+    elif rng.random() < 0.12:
         city.loop.call_later(rng.uniform(0.0, 120.0) * city.pace, _cancel, city, run, rng.random())
+    if len(city.labels) > 1 and not unserved and rng.random() < 0.3:
+        city.loop.call_later(rng.uniform(60.0, 600.0), _run_again, city, run)
     return run
+
+
+def _run_again(city: City, run: Run) -> None:
+    """A person does, where all of it is over."""
+    if run.attempt == 1 and all(job.status == "completed" for job in run.jobs):
+        city.used["run-again"] += 1
+        city.rerun.add(run.id)
+        city.github.engine.rerun(run)
+        for job in run.jobs:
+            if job.status == "waiting":
+                city.loop.call_later(60.0, _approve, city, run, True)
 
 
 def _approve(city: City, run: Run, approved: bool) -> None:
@@ -197,6 +218,7 @@ def _emptied(city: City, _rng: random.Random) -> None:
     """By a person's mistake, with everything that runs on it restarted."""
     city.used["redis-emptied"] += 1
     city.memory.empty()
+    city.people.forgotten()
     if city.worker.running:
         city.worker.kill()
 
@@ -226,6 +248,78 @@ def _api_away(city: City, rng: random.Random) -> None:
     city.loop.call_later(rng.choice((30.0, 250.0, 700.0)), city.api_back)
 
 
+def _fates(fate: str, most: int) -> object:
+    """``fate`` befalls the next so many for which it can."""
+
+    def give(city: City, rng: random.Random) -> None:
+        rng.choice(city.hosts).fates += [fate] * rng.randint(1, most)
+
+    return give
+
+
+def _corrupt(city: City, rng: random.Random) -> None:
+    """A template's file isn't what it was."""
+    found = [
+        path
+        for host in city.hosts
+        for path in sorted(host.paths.templates.glob("*/state"))
+        if path.parent.name[0] != "."
+    ]
+    if found:
+        city.used["template-corrupt"] += 1
+        path = rng.choice(found)
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes() + b"!")
+
+
+def _waiting_crashes(city: City, rng: random.Random) -> None:
+    found = [
+        (host, ulid) for host in city.hosts if host.agent for ulid in sorted(host.agent.pool.ids() & host.guests.keys())
+    ]
+    if found:
+        city.used["waiting-crashed"] += 1
+        host, ulid = rng.choice(found)
+        host.crash(ulid)
+
+
+def _memory(city: City, rng: random.Random) -> None:
+    city.used["memory-short"] += 1
+    host = rng.choice(city.hosts)
+    host.memory_tight = True
+    city.loop.call_later(rng.uniform(20.0, 120.0), setattr, host, "memory_tight", False)
+
+
+def _libvirt(city: City, rng: random.Random) -> None:
+    city.used["libvirt-away"] += 1
+    host = rng.choice(city.hosts)
+    host.libvirt_away(True)
+    city.loop.call_later(rng.choice((5.0, 40.0, 200.0)), host.libvirt_away, False)
+
+
+def _skew(city: City, rng: random.Random) -> None:
+    """A clock jumps, and is set right again later."""
+    city.used["clock-skewed"] += 1
+    host = rng.choice(city.hosts)
+    host.skew_s = rng.choice((-400.0, -20.0, 3.0, 45.0, 400.0))
+    city.loop.call_later(rng.choice((60.0, 600.0)), setattr, host, "skew_s", 0.0)
+
+
+def _cordon(city: City, rng: random.Random) -> None:
+    city.used["host-cordoned"] += 1
+    city.start(city.people.cordon(rng.choice(city.hosts).name, rng.choice((30.0, 300.0))))
+
+
+def _drain(city: City, rng: random.Random) -> None:
+    city.used["host-drained"] += 1
+    deadline_s = rng.choice((0.0, 60.0, 600.0))
+    city.start(city.people.drain(rng.choice(city.hosts).name, rng.choice((120.0, 400.0)), deadline_s))
+
+
+def _rebuild(city: City, rng: random.Random) -> None:
+    city.used["templates-rebuilt"] += 1
+    city.start(city.people.rebuild_templates(rng.choice(city.hosts).name))
+
+
 def _stolen(city: City, rng: random.Random) -> None:
     queued = [job for job in city.github.state.jobs.values() if job.status == "queued" and job.runner is None]
     if queued:
@@ -235,8 +329,8 @@ def _stolen(city: City, rng: random.Random) -> None:
 
 HOST_FAULTS = {
     "guest-crashed": _crash,
-    "guest-mute": _fate("mute"),
-    "guest-hangs": _fate("hangs"),
+    "guest-mute": _fate("guest-mute"),
+    "guest-hangs": _fate("guest-hangs"),
     "host-rebooted": _reboot,
     "host-cut-off": _cut_off,
     "host-disk-full": _disk,
@@ -251,4 +345,16 @@ HOST_FAULTS = {
     "control-away": _control_away,
     "api-away": _api_away,
     "job-stolen": _stolen,
+    "clone-fails": _fates("clone-fails", 4),
+    "template-stuck": _fates("template-stuck", 2),
+    "template-corrupt": _corrupt,
+    "templates-rebuilt": _rebuild,
+    "waiting-crashed": _waiting_crashes,
+    "memory-short": _memory,
+    "libvirt-away": _libvirt,
+    "clock-skewed": _skew,
+    "host-cordoned": _cordon,
+    "host-drained": _drain,
 }
+KINDS = {*CATALOGUE, *HOST_FAULTS, "label-unserved", "run-again"}
+"""All that can happen to a system, by the names under which reports count it."""
