@@ -38,6 +38,7 @@ from orchestrator.system.process import run
 
 ONE = "01JZZZZZZZZZZZZZZZZZZZZZZ1"
 TWO = "01JZZZZZZZZZZZZZZZZZZZZZZ2"
+BOOTED = 1_799_999_000.0
 JIT = "eyJvbmUiOiAi" + "QUJDREVGR0g" * 20
 BASELINE = Policy("enforce", (Rule("builtin#1", host="api.github.com"),))
 JOBS = Policy("enforce", (*BASELINE.rules, Rule("org#1", cidr="203.0.113.0/24", ports=(22,))))
@@ -88,7 +89,7 @@ class Host:
             slots=Slots(self.settings.links_range),
             records=Records(self.paths.records),
             clock=self.clock,
-            uptime=lambda: self.clock.now - self.set_ahead_s,
+            uptime=lambda: self.clock.now - BOOTED - self.set_ahead_s,
             talk=self.talk,
             qemu_group=self.hypervisor.group(),
         )
@@ -731,6 +732,7 @@ def test_guests_are_heard_though_libvirt_is_away_when_the_agent_starts(host):
     host.pass_time(1.1)
     assert host.talk.open == {ONE}
     host.hypervisor.fail_with = None
+    host.pass_time(1.1)
     host.wish(policy=JOBS, generation=2, bound=True)
     host.until(lambda: "steps_released" in host.seen().marks)
 
