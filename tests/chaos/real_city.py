@@ -12,6 +12,7 @@ import contextlib
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -222,4 +223,7 @@ class RealCity(City):
 
 def may_run() -> str:
     """Why the real tier can't run here; empty where it can."""
-    return "" if os.geteuid() == 0 else "needs root for network namespaces"
+    if os.geteuid() != 0:
+        return "real processes need root (network namespaces)"
+    missing = [name for name in ("redis-server", "qemu-img", "nft", "ip") if shutil.which(name) is None]
+    return f"not installed: {', '.join(missing)} (`make setup` installs them)" if missing else ""

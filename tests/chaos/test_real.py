@@ -7,7 +7,6 @@ runs of its seed to be seen again.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +25,6 @@ KINDS = {"redis", "control", "worker", "agent", "gateway"}
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(bool(may_run()), reason=may_run() or "it can run"),
-    pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server isn't installed (`make setup`)"),
 ]
 
 
