@@ -28,8 +28,8 @@ from orchestrator.core.wire import Failure, GuestClaim
 from tests.chaos.clockwork import Loop
 
 from .oracle import Oracle
-from .outside import Died, FickleGitHub, ModelHost, Outside, has_died
-from .stage import INSTALLATION, POLICY, REPO, Stage
+from .outside import GIVEN_UP_S, Died, FickleGitHub, ModelHost, Outside, has_died
+from .stage import INSTALLATION, POLICY, REPO, Host, Stage
 
 QUIET, RENAMED = "acme/quiet", "acme/renamed"
 OTHER_POLICY = b"mode: enforce\nallow:\n  - host: other.example\n"
@@ -37,6 +37,7 @@ HOSTS = ("h1", "h2")
 PICK = tuple(range(8))
 FATES = ("now", "now", "now", "twice", "late", "lost")
 YES_OR_NO = (False, True)
+STEP_S = 50
 
 _T = TypeVar("_T")
 
@@ -98,6 +99,7 @@ class Play:
         self.repos = [REPO, QUIET]
         self.installation = INSTALLATION
         self.points, self.dies_at = 0, 0
+        self.writes, self.overtaken_at = 0, 0
         self.stage = self._staged(folder)
         self.others = [self.stage.fresh()]
         self.outside = Outside(self.stage)
@@ -128,6 +130,7 @@ class Play:
 
         async def troubled(lease: Lease, changes: Any) -> None:
             self._point()
+            await self._overtake()
             await commit(lease, changes)
             self._point()
 
@@ -153,6 +156,14 @@ class Play:
         self.points += 1
         if self.points == self.dies_at:
             raise Died
+
+    async def _overtake(self) -> None:
+        """Another worker takes the lease over from one that was paused at just the wrong moment."""
+        self.writes += 1
+        if self.writes == self.overtaken_at:
+            self.overtaken_at = 0
+            await self.stage.redis.delete(self.stage.store.names.lease)
+            await self.others[0].look()
 
     def do(self, call: Coroutine[Any, Any, _T]) -> _T:
         """Of what never waits: a Redis in memory answers at once."""
@@ -287,9 +298,16 @@ class Play:
     def github_goes_away_or_comes_back(self) -> None:
         self.github.away = not self.github.away
 
-    @deed(weight=3, kind=("refused", "limited", "lost"), after=(0, 0, 1, 3), times=(1, 1, 2, 6))
-    def github_errs(self, kind: str, after: int, times: int) -> None:
-        self.github.odd = ["fine"] * after + [kind] * times
+    @deed(
+        weight=3,
+        kind=("refused", "limited", "lost", "later"),
+        after=(0, 0, 1, 3),
+        times=(1, 1, 2, 6),
+        of=("", "", "_job"),
+    )
+    def github_errs(self, kind: str, after: int, times: int, of: str = "") -> None:
+        """``of``: only of calls with that in their name."""
+        self.github.odd, self.github.odd_of = ["fine"] * after + [kind] * times, of
 
     @deed(weight=1)
     def github_lies_of_who_is_busy_or_not(self) -> None:
@@ -307,11 +325,14 @@ class Play:
 
     @deed(weight=1, when=lambda play: bool(play.outside.running()), pick=PICK)
     def github_forgets_a_busy_runner(self, pick: int) -> None:
-        """After its job began: it goes on."""
+        """After its job began, and its guest has said so: it goes on."""
+        self.guests_speak()
+        self.hosts_go_on()
+        self.oracle.look()
         running = self.outside.running()
         runner = ulid_of(running[pick % len(running)].runner_name) or ""
-        known = any(record.id == runner and record.life.phase == "RUNNING" for record in self.oracle.live)
-        if known and self.outside.lives(runner):
+        known = any(record.id == runner for record in self.oracle.live)
+        if known and self.outside.lives(runner) and not self.stage.host_of(runner).silent:
             self.github.forget(running[pick % len(running)].runner_name)
             self.outside.forgotten.add(runner)
 
@@ -343,6 +364,7 @@ class Play:
 
     def _news(self, action: InstallationAction, fate: str) -> None:
         if self.outside.app_away:
+            self.outside.app_was_away = True
             running = {ulid_of(job.runner_name) or "" for job in self.outside.running()}
             self.outside.excused |= running  # a claim that nobody heard yet can't be looked into
         self.tell(InstallationNews(self.installation, action, "acme"), fate)
@@ -376,10 +398,12 @@ class Play:
             (host, key) for host in self.stage.hosts.values() for key in host.seen if host.seen[key].vm == "running"
         ]
         if machines:
-            host, runner = machines[pick % len(machines)]
-            failure = Failure("guest-silent", "the guest spoke no more")
-            host.seen[runner] = msgspec.structs.replace(host.seen[runner], vm="failed", failure=failure)
-            self.outside.excused.add(runner)
+            self._fail(*machines[pick % len(machines)])
+
+    def _fail(self, host: Host, runner: str) -> None:
+        failure = Failure("guest-silent", "the guest spoke no more")
+        host.seen[runner] = msgspec.structs.replace(host.seen[runner], vm="failed", failure=failure)
+        self.outside.excused.add(runner)
 
     @deed(weight=1, name=HOSTS, count=(1, 2))
     def the_next_starts_fail(self, name: str, count: int) -> None:
@@ -412,6 +436,8 @@ class Play:
     def a_host_is_drained_or_taken_back(self, name: str, wait: int) -> None:
         if self.outside.drains.pop(name, None) is None:
             self.outside.drains[name] = self.stage.now + wait
+            self.outside.drained_at[name] = self.stage.now
+            self.oracle.looked = False
             self.do(self.stage.store.drain(name, Drain(self.stage.now, self.stage.now + wait)))
             self.outside.note_time()
         else:
@@ -442,6 +468,13 @@ class Play:
         self.stage.reconciler = self.others.pop(0)
         self.the_worker_looks()
 
+    @deed(weight=2, at=(1, 1, 2, 3, 4, 6))
+    def a_worker_is_overtaken(self, at: int) -> None:
+        """Before its write of that number.  What it was about to do is done by the other one, or void."""
+        self.overtaken_at = self.writes + at
+        self.the_worker_looks()
+        self.overtaken_at = 0
+
     @deed(weight=3, at=tuple(range(1, 13)), lease_stays=YES_OR_NO)
     def the_worker_dies_at_work(self, at: int, *, lease_stays: bool) -> None:
         """At the call of GitHub or the write to Redis of that number, before it took effect or after."""
@@ -465,15 +498,35 @@ class Play:
         self.stage.reconciler = self.stage.fresh()
         self.others = [self.stage.fresh()]
         self.oracle.forget()
+        self.outside.emptied = True
         self.late = []
         decided = {name: host.decided.drain for name, host in self.stage.hosts.items()}
         self.outside.drains = {name: drain.until for name, drain in decided.items() if drain is not None}
         self.outside.excused |= self.outside.forgotten
         self.hosts_go_on()
 
-    @deed(weight=3, seconds=(5, 5, 30, 100, 200, 400))
-    def time_passes(self, seconds: int) -> None:
-        self._pass(seconds)
+    @deed(weight=4, seconds=(5, 30, 100, 200, 400, 700), hosts=(False, True, True, True), worker=YES_OR_NO)
+    def time_passes(self, seconds: int, *, hosts: bool, worker: bool) -> None:
+        """And GitHub gives nothing to anybody.  ``hosts`` and ``worker``: they go on meanwhile."""
+        if not hosts and not worker:
+            self._pass(seconds)
+            return
+        for _ in range(0, seconds, STEP_S):
+            self._pass(min(seconds, STEP_S))
+            if hosts:
+                self.hosts_go_on()
+            if worker:
+                self.the_worker_looks()
+                self.oracle.look()
+
+    @deed(when=lambda play: bool(play.outside.running()), pick=PICK)
+    def a_machine_dies_under_its_job(self, pick: int) -> None:
+        """And GitHub ends the job, minutes later."""
+        running = self.outside.running()
+        runner = ulid_of(running[pick % len(running)].runner_name) or ""
+        if self.outside.lives(runner):
+            self._fail(self.stage.host_of(runner), runner)
+        self.time_passes(GIVEN_UP_S + STEP_S, hosts=True, worker=True)
 
     @deed(weight=8, rounds=(1, 2, 3), fate=FATES)
     def all_goes_on(self, rounds: int, fate: str) -> None:
@@ -486,6 +539,7 @@ class Play:
 
     def _pass(self, seconds: float) -> None:
         self.stage.now += seconds
+        self.github.take_effect()
         self.oracle.looked = False
         self.outside.note_time()
         for job in self.outside.give_up_machineless():

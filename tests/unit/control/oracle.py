@@ -104,8 +104,8 @@ class Oracle:
             phase = PHASES.index(life.phase)
             before = self._phases.get(life.id)
             assert before is None or phase >= before, f"{life.id} was {PHASES[before or 0]}, is {life.phase}"
-            if before is None:
-                assert life.host not in outside.drains or not self.looked or phase >= 4, f"{life.host} is drained"
+            if life.host in outside.drains:
+                assert life.created_at <= outside.drained_at[life.host], f"{life.host} is drained and gets {life}"
             self._phases[life.id] = phase
             assert life.phase == "GONE" or life.deadline > (self._stage.now if ahead else 0), life
         for record in gone.values():
@@ -128,6 +128,7 @@ class Oracle:
         coming = {record.life.meant_for for record in self.live}
         for record in jobs:
             assert not record.job.wants_runner or record.job.reason or record.job.id in coming, record
+        self._drains()
         busy = {ulid_of(seen.name) for seen in self._stage.github.runners.values() if seen.busy}
         on_their_way = [
             record
@@ -139,6 +140,19 @@ class Oracle:
         quota = self._play.plan.quota
         if quota and self._play.plan.per_repository:
             self._quotas(quota)
+
+    def _drains(self) -> None:
+        """Where GitHub answers, idle runners of a drained host are being given back, and jobs have the time that is left."""
+        if not self._play.github.fine or self._play.outside.app_away or self._play.do(self._stage.store.outage_since()):
+            return
+        busy = {seen.name for seen in self._stage.github.runners.values() if seen.busy}
+        for record in self.live:
+            life = record.life
+            if life.host not in self._play.outside.drains:
+                continue
+            idle = life.phase in ("BOOTING", "READY") and record.name not in busy
+            assert not idle or life.fencing, f"{life.host} is drained, and {life.id} waits on for a job"
+            assert life.phase != "RUNNING" or life.cut == "drained", f"{life.host} is drained, and {life.id} isn't told"
 
     def _quotas(self, quota: int) -> None:
         used: dict[str, int] = {}
@@ -179,11 +193,14 @@ class Oracle:
             unserved = number in outside.ended_by_somebody | outside.given_up
             assert len(had) == (0 if unserved else 1), f"job {number} was served by {had}"
             record = do(self._stage.store.job(number))
-            if record is None or (unserved and record.job.served == "ignored"):
+            if record is None or (record.job.served == "ignored" and (unserved or outside.emptied)):
                 continue
             assert record.job.over, record
             assert record.job.conclusion == job.conclusion, (job, record.job)
             assert not record.job.runner or [record.job.runner] == had, (had, record)
+        if not outside.emptied and not outside.app_was_away:
+            orphans = [counter for counter in do(self._stage.store.counters()) if counter.startswith("orphans{")]
+            assert not orphans, "a registration was forgotten, and found again by chance"
         left = do(self._stage.leftovers())
         kept = [key for key in left.get("keys", []) if self._stage.redis.data.execute("PTTL", key) < 0]  # type: ignore[attr-defined]
         assert {**left, "keys": kept} == {"keys": []}, left

@@ -24,7 +24,7 @@ from orchestrator.core.wire import Desired, DesiredRunner, Failure, Observed, Ob
 
 from .stage import Host, Stage
 
-LOST_S, GIVEN_UP_S = 180.0, 600.0
+LOST_S, GIVEN_UP_S = 180, 600
 
 
 class Died(BaseException):
@@ -43,7 +43,11 @@ class FickleGitHub(FakeGitHub):
         self.away = False
         """Nothing is answered, and nothing takes effect."""
         self.odd: list[str] = []
-        """What becomes of the next calls: ``refused`` with 503, ``limited``, done with its answer ``lost``, or ``fine``."""
+        """What becomes of the next calls: ``refused`` with 503, ``limited``, done with its answer ``lost``, done ``later`` (if it
+        makes a runner), or ``fine``."""
+        self.odd_of = ""
+        """Of calls with that in their name only."""
+        self._later: list[tuple[RunnerScope, str, tuple[str, ...]]] = []
         self.lies = False
         """It says of every runner that it is offline and has nothing to do."""
         self.point: Callable[[], None] = lambda: None
@@ -56,11 +60,11 @@ class FickleGitHub(FakeGitHub):
     def fine(self) -> bool:
         return not self.away and not self.odd
 
-    def _trouble_of(self, _call: str, when: When) -> None:
+    def _trouble_of(self, call: str, when: When) -> None:
         self.point()
         if self.away and when == "before":
             raise Unavailable("503")
-        if not self.odd:
+        if not self.odd or self.odd_of not in call:
             return
         kind = self.odd[0]
         if when == "before" and kind in ("refused", "limited"):
@@ -75,6 +79,10 @@ class FickleGitHub(FakeGitHub):
         return msgspec.structs.replace(scope, repo=self.moved.get(scope.repo, scope.repo))
 
     async def generate_jit(self, scope: RunnerScope, name: str, labels: tuple[str, ...]) -> Registration:
+        if self.odd[:1] == ["later"] and not self.away and not self.odd_of:
+            self.odd.pop(0)
+            self._later.append((self._now(scope), name, labels))
+            raise Unavailable("no answer in time")
         return await super().generate_jit(self._now(scope), name, labels)
 
     async def delete_runner(self, scope: RunnerScope, github_id: int) -> Removal:
@@ -112,6 +120,15 @@ class FickleGitHub(FakeGitHub):
         for number in set(self.jobs) - known:
             self.jobs[number] = self.run_again(self.jobs[job_id], self.jobs[number])
         return done
+
+    def take_effect(self) -> None:
+        """Requests whose answer nobody waits for any more are carried out."""
+        for scope, name, labels in self._later:
+            if self._by_name(scope, name) is None:
+                number = next(self._ids)
+                made = GitHubRunner(number, name, online=False, busy=False, labels=labels)
+                self.runners[scope.account, number] = made
+        self._later = []
 
     def forget(self, name: str) -> None:
         """The registration is gone, whatever its runner does."""
@@ -204,10 +221,14 @@ class Outside:
         """Runners whose registration GitHub has lost."""
         self.heard: dict[str, float] = dict.fromkeys(stage.hosts, stage.now)
         self.drains: dict[str, float] = {}
+        self.drained_at: dict[str, float] = {}
         self.given_at: dict[str, float] = {}
         self.machineless: dict[int, float] = {}
         self.reruns: list[Job] = []
         self.app_away = False
+        self.app_was_away = False
+        self.emptied = False
+        """Redis was, once."""
 
     def note_time(self) -> None:
         """Silence, drains and lifetimes that excuse an end by now."""

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from .deeds import DEEDS, PLANS, Deed, Plan, Play
-from .histories import Found, Step, Theatre, theatre
+from .found import KEPT
+from .histories import CI_HISTORIES, Found, Theatre, theatre
 
 HISTORIES = int(os.environ.get("MODEL_HISTORIES", "0"))
-BY_CHANCE, BY_HYPOTHESIS = HISTORIES or 300, HISTORIES // 20 or 25
+BY_CHANCE, BY_HYPOTHESIS = HISTORIES or CI_HISTORIES, HISTORIES // 20 or 25
 
 
 @pytest.fixture(scope="module")
@@ -82,46 +83,6 @@ def test_histories_that_hypothesis_chooses(stage: Theatre) -> None:
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
     run_state_machine_as_test(Lifecycle, settings=chosen)  # type: ignore[no-untyped-call]
-
-
-ONE = {"fate": "now", "count": 1, "deploys": False}
-KEPT: dict[str, tuple[Plan, list[Step]]] = {
-    "a host is drained just before anybody hears that its runner has a job": (
-        Plan(small=True),
-        [
-            ("jobs_are_queued", {"repo": 0, **ONE}),
-            ("the_worker_looks", {}),
-            ("hosts_go_on", {}),
-            ("the_worker_looks", {}),
-            ("jobs_are_assigned", {"fate": "late", "drain": True, "last": False}),
-        ],
-    ),
-    "a machine that nobody has a record of fills its host": (
-        Plan(small=True),
-        [
-            ("jobs_are_queued", {"repo": 1, **ONE, "count": 2}),
-            ("the_worker_looks", {}),
-            ("jobs_are_assigned", {"fate": "twice", "drain": False, "last": True}),
-            ("hosts_go_on", {}),
-            ("redis_is_emptied", {}),
-            ("github_forgets_an_idle_runner", {"pick": 6, "exits": True}),
-            ("jobs_are_assigned", {"fate": "now", "drain": False, "last": True}),
-            ("a_running_job_ends", {"pick": 6, "fate": "now", "stops": False, "how": "cancelled"}),
-        ],
-    ),
-    "the App is suspended as a job begins, and one of two workers hasn't heard of it": (
-        Plan(quota=2, rerun=True),
-        [
-            ("github_errs", {"kind": "refused", "after": 0, "times": 2}),
-            ("all_goes_on", {"rounds": 1, "fate": "now"}),
-            ("jobs_are_queued", {"repo": 0, "fate": "late", "count": 3, "deploys": False}),
-            ("all_goes_on", {"rounds": 2, "fate": "twice"}),
-            ("the_app_is_suspended_or_not", {"fate": "now"}),
-            ("another_worker_looks", {}),
-        ],
-    ),
-}
-"""What was found once."""
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -1,0 +1,78 @@
+"""Histories that found something once, or that chance seldom finds; each is played in every run of the tests."""
+
+from __future__ import annotations
+
+from .deeds import Plan
+from .histories import Step
+
+ONE = {"fate": "now", "count": 1, "deploys": False}
+KEPT: dict[str, tuple[Plan, list[Step]]] = {
+    "a host is drained just before anybody hears that its runner has a job": (
+        Plan(small=True),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE}),
+            ("the_worker_looks", {}),
+            ("hosts_go_on", {}),
+            ("the_worker_looks", {}),
+            ("jobs_are_assigned", {"fate": "late", "drain": True, "last": False}),
+        ],
+    ),
+    "a machine that nobody has a record of fills its host": (
+        Plan(small=True),
+        [
+            ("jobs_are_queued", {"repo": 1, **ONE, "count": 2}),
+            ("the_worker_looks", {}),
+            ("jobs_are_assigned", {"fate": "twice", "drain": False, "last": True}),
+            ("hosts_go_on", {}),
+            ("redis_is_emptied", {}),
+            ("github_forgets_an_idle_runner", {"pick": 6, "exits": True}),
+            ("jobs_are_assigned", {"fate": "now", "drain": False, "last": True}),
+            ("a_running_job_ends", {"pick": 6, "fate": "now", "stops": False, "how": "cancelled"}),
+        ],
+    ),
+    "the App is suspended as a job begins, and one of two workers hasn't heard of it": (
+        Plan(quota=2, rerun=True),
+        [
+            ("github_errs", {"kind": "refused", "after": 0, "times": 2}),
+            ("all_goes_on", {"rounds": 1, "fate": "now"}),
+            ("jobs_are_queued", {"repo": 0, "fate": "late", "count": 3, "deploys": False}),
+            ("all_goes_on", {"rounds": 2, "fate": "twice"}),
+            ("the_app_is_suspended_or_not", {"fate": "now"}),
+            ("another_worker_looks", {}),
+        ],
+    ),
+    "GitHub has forgotten a runner whose guest has a job, and its host is drained": (
+        Plan(small=True),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE}),
+            ("the_worker_looks", {}),
+            ("hosts_go_on", {}),
+            ("the_worker_looks", {}),
+            ("jobs_are_assigned", {"fate": "late", "drain": False, "last": False}),
+            ("github_errs", {"kind": "refused", "after": 0, "times": 4, "of": "_job"}),
+            ("github_forgets_a_busy_runner", {"pick": 0}),
+            ("a_host_is_drained_or_taken_back", {"name": "h1", "wait": 300}),
+            ("the_worker_looks", {}),
+        ],
+    ),
+    "a registration is made when nobody waits for it any more, and its job is cancelled": (
+        Plan(),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE}),
+            ("github_errs", {"kind": "later", "after": 2, "times": 1, "of": ""}),
+            ("the_worker_looks", {}),
+            ("a_queued_job_ends_elsewhere", {"pick": 0, "fate": "now", "stolen": False}),
+            ("the_worker_looks", {}),
+            ("time_passes", {"seconds": 5, "hosts": True, "worker": True}),
+        ],
+    ),
+    "a worker dies as a runner was registered, and its job is cancelled": (
+        Plan(),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE}),
+            ("the_worker_dies_at_work", {"at": 9, "lease_stays": False}),
+            ("a_queued_job_ends_elsewhere", {"pick": 0, "fate": "now", "stolen": False}),
+            ("the_worker_looks", {}),
+        ],
+    ),
+}
