@@ -278,12 +278,18 @@ def test_a_version_that_is_too_old_ends_with_7_where_that_is_asked_for(simulator
     assert start_runner(made["encoded_jit_config"], env=env, patch=patch).ends() == 7
 
 
-def test_the_lock_is_renewed_while_the_job_runs(simulator, rest, start_runner):
-    simulator.github.engine.lock_s = 1.0
-    run = simulator.create_run("app", workflow("sleep 3"))
+def test_the_lock_is_renewed_while_the_job_runs(simulator, rest, start_runner, tmp_path):
+    enough = tmp_path / "enough"
+    run = simulator.create_run("app", workflow(f"until [ -e {enough} ]; do sleep 0.1; done"))
     runner = start_runner(rest.register()["encoded_jit_config"], patch="worker.RENEW_S = 0.2")
+    runner.says("Running job")
+    job = simulator.github.state.jobs[run["jobs"][0]["id"]]
+    for _ in range(2):
+        until = job.locked_until
+        wait_until(lambda until=until: job.locked_until > until)
+    enough.touch()
     assert runner.ends() == 0
-    assert simulator.job(run["jobs"][0]["id"])["conclusion"] == "success"
+    assert simulator.job(job.id)["conclusion"] == "success"
 
 
 def test_a_runner_that_dies_loses_its_job_when_the_lock_runs_out(simulator, rest, start_runner):
@@ -302,7 +308,7 @@ def test_a_job_that_went_elsewhere_is_skipped_and_the_next_one_taken(simulator, 
         host="run-actions-1-azure-eastus.actions.githubusercontent.com", path="/acquirejob", status=404, times=1
     )
     simulator.call(lambda: simulator.github.faults.responses.append(fault))
-    simulator.github.engine.acquire_s = 0.5
+    simulator.github.engine.acquire_s = 1.5
     run = simulator.create_run("app", workflow("true"))
     runner = start_runner(rest.register()["encoded_jit_config"])
     assert runner.ends() == 0
