@@ -38,7 +38,7 @@ def gateway(folder: Path) -> None:
     ledger = Ledger(state / "ledger", gateway="h1", signer=load_signer("h1", state))
     count = 0
     while not ending:
-        for _ in range(40):
+        for _ in range(10):
             count += 1
             ledger.append(
                 Event(
