@@ -59,6 +59,7 @@ class Machine:
         make_folders(self.paths)
         self.guests: dict[str, Guest] = {}
         self.up = True
+        self.booted_at = 0.0
         self.cut_off = False
         self.unheard_s = 0.0
         """The control plane can't be reached from here."""
@@ -103,6 +104,7 @@ class Machine:
             records=GuardedRecords(self.paths.records, self, mortal),
             domain_type="test",
             clock=self.now,
+            uptime=lambda: self.city.loop.time() - self.booted_at,
             talk=Talk(self, mortal),
         )
         agent = Agent(parts, Choice("kvm", "it is said so"))
@@ -281,7 +283,7 @@ class Machine:
         self.city.loop.call_later(self.city.rng.uniform(40.0, 150.0), self._booted)
 
     def _booted(self) -> None:
-        self.up = True
+        self.up, self.booted_at = True, self.city.loop.time()
         self._again()
 
     # What is there

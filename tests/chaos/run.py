@@ -21,7 +21,7 @@ from tests.chaos.forks import in_a_fork
 from tests.chaos.oracle import Oracle
 from tests.chaos.sabotage import LATER, SABOTAGES
 
-HARNESS = 2
+HARNESS = 3
 """Of which version this is.  It grows when the same seed plays another history than before: a seed is of one harness."""
 HOSTS = 3
 LOOK_S = 30.0
