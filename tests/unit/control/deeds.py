@@ -475,7 +475,7 @@ class Play:
         self.the_worker_looks()
         self.overtaken_at = 0
 
-    @deed(weight=3, at=tuple(range(1, 13)), lease_stays=YES_OR_NO)
+    @deed(weight=3, at=tuple(range(1, 21)), lease_stays=YES_OR_NO)
     def the_worker_dies_at_work(self, at: int, *, lease_stays: bool) -> None:
         """At the call of GitHub or the write to Redis of that number, before it took effect or after."""
         self.dies_at = self.points + at

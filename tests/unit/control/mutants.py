@@ -22,6 +22,7 @@ from orchestrator.control.line import Line
 from orchestrator.control.observe import host_views
 from orchestrator.control.orders import Orders
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
+from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.redelivery import Redelivery
 from orchestrator.control.search import JobSearch
@@ -260,6 +261,7 @@ def a_policy_is_that_of_the_job_it_was_made_for() -> Planted:
         await right(self, runner_id, meant if meant in self._world.jobs else job_id)
 
     yield Orders, "_bind", bind
+    yield Rebind, "look_again", nothing  # which would mend it
 
 
 @mutant

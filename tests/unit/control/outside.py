@@ -67,6 +67,8 @@ class FickleGitHub(FakeGitHub):
         if not self.odd or self.odd_of not in call:
             return
         kind = self.odd[0]
+        if kind == "later" and call != "generate_jit":
+            return
         if when == "before" and kind in ("refused", "limited"):
             self.odd.pop(0)
             raise Unavailable("503") if kind == "refused" else RateLimited("slow down", 5.0)
