@@ -144,6 +144,8 @@ class Pool:
             for waiting in list(self._waiting.values()):
                 if waiting.state == "ending" and not waiting.busy and now >= waiting.not_before:
                     self._submit_end(waiting)
+            if scene.starting:  # what is made rehearses, which takes a processor that the job could have
+                self._give_up_making()
             if found.make is not None and now >= self._not_before:
                 self._submit_make(*found.make, now)
 

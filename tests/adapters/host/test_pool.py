@@ -291,6 +291,22 @@ def test_one_that_is_just_being_made_gives_way_too(host):
     host.until(lambda: not host.agent.pool.ids())
 
 
+def test_one_that_rehearses_leaves_its_processor_to_a_job_that_starts(host):
+    """There is room for both; but what it does takes time that the job's start would have."""
+
+    def rehearse(_parts, runner):
+        while not runner.cancel.wait(0.01):
+            pass
+        raise Cancelled
+
+    host.agent.pool._make = rehearse
+    host.tell()
+    host.until(lambda: len(host.agent.pool.ids()) == 1)
+    host.wish(ONE, machine=SMALL)
+    host.until(lambda: host.seen(ONE) and host.seen(ONE).vm == "running")
+    host.until(lambda: not host.agent.pool.ids())
+
+
 @pytest.mark.parametrize("why", ["pressure", "age", "no class", "cordoned", "template", "lost"])
 def test_what_nobody_wants_ends_without_a_trace(host, why):
     ulid = host.one_waits()
