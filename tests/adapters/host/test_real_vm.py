@@ -139,7 +139,7 @@ def test_one_vm_from_its_start_to_its_proof(machine):
     machine.plane.until(lambda: machine.seen(ulid) and machine.seen(ulid).vm == "running")
     seed = machine.paths.seeds / names.seed
     assert seed.stat().st_mode & 0o077 == 0
-    assert not (machine.paths.disks / names.disk).exists(), "its name goes as soon as QEMU has it open"
+    machine.plane.until(lambda: not (machine.paths.disks / names.disk).exists())  # its name goes once QEMU has it open
     assert JIT not in Path(f"/proc/{pid_of(names.domain)}/cmdline").read_text()
 
     machine.agent.send_signal(signal.SIGKILL)
