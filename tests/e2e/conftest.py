@@ -112,13 +112,6 @@ def new_lab(config: pytest.Config, name: str, *, start: str = "clone") -> Lab:
     return Lab(f"icdt-{secrets.token_hex(3)}", logs=logs, classes={"default": scenario.CLASS | {"start": start}})
 
 
-@pytest.fixture
-def lab(image: None, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with new_lab(request.config, request.node.name, start="cold") as made:
-        made.start_stack()
-        yield made
-
-
 @pytest.fixture(scope="session")
 def finished(image: None, request: pytest.FixtureRequest) -> Iterator[Finished]:
     """The job, run to its proof; the lab still stands, its processes still run."""

@@ -11,8 +11,10 @@ from orchestrator.surface.demo.lab import RESOLVER, Lab
 ALLOWED = "203.0.113.10"
 
 
-def outside_of(lab: Lab, traps: list[str]) -> Outside:
-    """Everything that arrived outside.  Only the allowed site on port 443 and DNS to our resolver may have got anything."""
+def outside_of(lab: Lab, traps: list[str], *, may_ping: bool = False) -> Outside:
+    """Everything that arrived outside.  Only the allowed site on port 443 and DNS to our resolver may have got anything, and
+    where the jobs ``may_ping`` the allowed site an echo too.
+    """
     allowed, attacker, queries, sources = [], [], [], []
     for item in lab.received():
         sources.append(str(item["source"]))
@@ -20,6 +22,8 @@ def outside_of(lab: Lab, traps: list[str]) -> Outside:
             queries.append(str(item["name"]))
         if item["proto"] == "tcp" and (item["address"], item["port"]) == (ALLOWED, 443):
             allowed += [f"{request['method']} {request['target']}" for request in item["requests"]]
+        elif may_ping and (item["proto"], item["address"]) == ("icmp", ALLOWED):
+            continue
         elif item["address"] != RESOLVER:
             attacker.append(f"{item['proto']} {item['address']}:{item['port']}, {item['bytes_in']} bytes")
     return Outside(

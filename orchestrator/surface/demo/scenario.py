@@ -15,7 +15,7 @@ from orchestrator.surface.demo.image import NAME
 from orchestrator.surface.demo.judge import Check, Outside, judge_outside, judge_wall, probe_results
 from orchestrator.surface.demo.lab import Deadline, Lab
 from orchestrator.surface.demo.report import JobReport, Report
-from orchestrator.surface.demo.workflow import HOST_SERVICES, POLICY, POLICY_PATH, Places, probes_of, workflow_of
+from orchestrator.surface.demo.workflow import HOST_SERVICES, POLICY, POLICY_PATH, Places, Step, probes_of, workflow_of
 from orchestrator.surface.timeline import milestones_of, timeline
 
 PLACES = Places(allowed="203.0.113.10", attacker="198.51.100.66", resolver="203.0.113.53")
@@ -52,8 +52,8 @@ def await_template(lab: Lab, each: Callable[[str], None] = lambda _state: None) 
         deadline.pause()
 
 
-def start_run(lab: Lab, *, jobs: int) -> list[int]:
-    """Put the policy into the repository and start the workflow; the ids of its jobs.
+def start_run(lab: Lab, *, jobs: int, policy: str = POLICY, more: Sequence[Step] = ()) -> list[int]:
+    """Put the policy into the repository and start the workflow, with ``more`` steps at its end; the ids of its jobs.
 
     The worker's first look, with a Redis that is empty, asks GitHub for queued jobs: a run that starts before it is over
     may be found that way, and not by its webhook.
@@ -61,8 +61,8 @@ def start_run(lab: Lab, *, jobs: int) -> list[int]:
     deadline = Deadline(time.monotonic() + 60, "the worker's first look")
     while not all(host.get("generation", 0) > 0 for host in lab.stack.api("hosts")["hosts"]):
         deadline.pause(0.1)
-    lab.simulated("PUT", f"repositories/acme/app/files/{POLICY_PATH}", content=POLICY.encode())
-    asked = {"repository": "app", "workflow": workflow_of(PLACES, jobs=jobs), "event": "push"}
+    lab.simulated("PUT", f"repositories/acme/app/files/{POLICY_PATH}", content=policy.encode())
+    asked = {"repository": "app", "workflow": workflow_of(PLACES, jobs=jobs, more=more), "event": "push"}
     return [job["id"] for job in lab.simulated("POST", "runs", json=asked)["jobs"]]
 
 
@@ -102,9 +102,11 @@ def state_of(job: Job) -> str:
     return passed[-1].phase if passed else "on its way"
 
 
-def report_of(lab: Lab, jobs: Sequence[int], *, caught: list[str], accelerator: str, took_s: float) -> Report:
-    """Judge a run that is over.  ``caught``: what the traps caught."""
-    outside = outside_of(lab, caught)
+def report_of(
+    lab: Lab, jobs: Sequence[int], *, caught: list[str], accelerator: str, took_s: float, may_ping: bool = False
+) -> Report:
+    """Judge a run that is over.  ``caught``: what the traps caught.  ``may_ping``: the jobs were a sandbox's."""
+    outside = outside_of(lab, caught, may_ping=may_ping)
     left = [str(runner["name"]) for runner in lab.simulated("GET", "state")["runners"]]
     strangers = lab.simulated("GET", "world/sources")["strangers"]
     checks = [

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Literal
 
@@ -20,6 +21,10 @@ mode: enforce
 allow:
   - host: {ALLOWED}
 """
+
+
+Step = dict[str, Any]
+"""Of a workflow, as GitHub has it."""
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -90,15 +95,18 @@ HOST_SERVICES = {22: "SSH", 6379: "Redis", 8470: "control API", 10443: "gateway,
 """Ports of the VM's next hop that are tried."""
 
 
-def workflow_of(places: Places, *, jobs: int) -> dict[str, Any]:
-    """The workflow as GitHub has it: ``jobs`` equal jobs that need not wait for each other."""
+def workflow_of(places: Places, *, jobs: int, more: Sequence[Step] = ()) -> dict[str, Any]:
+    """The workflow as GitHub has it: ``jobs`` equal jobs that need not wait for each other, ``more`` steps at the end of each."""
     names = ["build"] if jobs == 1 else [f"build-{number}" for number in range(1, jobs + 1)]
-    return {"name": "CI", "jobs": {name: {"runs-on": ["ironcd"], "steps": steps_of(places)} for name in names}}
+    return {
+        "name": "CI",
+        "jobs": {name: {"runs-on": ["ironcd"], "steps": [*steps_of(places), *more]} for name in names},
+    }
 
 
-def steps_of(places: Places) -> list[dict[str, Any]]:
+def steps_of(places: Places) -> list[Step]:
     probe = resources.files("orchestrator.surface.demo").joinpath("probe.py").read_text(encoding="utf-8")
-    steps: list[dict[str, Any]] = [
+    steps: list[Step] = [
         {"name": "Where am I", "run": "id; uname -srm; . /etc/os-release; echo $PRETTY_NAME; date -u +%FT%TZ"},
         {"name": "Fetch from an allowed host", "run": f"curl --fail --silent --show-error https://{ALLOWED}/"},
         {"name": "Write the probe", "run": f"cat > probe.py <<'END_OF_PROBE'\n{probe}\nEND_OF_PROBE\n"},
