@@ -50,6 +50,8 @@ class City:
     """How long jobs, gates and faults last, as a share of what is usual."""
     settled = True
     """Nobody is about to do something still."""
+    small: frozenset[str] = frozenset()
+    """Accounts whose quota is less than the largest class."""
     people: People | None = None
     rules: Rules | None = None
     """Where all can be seen at every moment."""
@@ -89,6 +91,8 @@ class City:
         self.lengths: dict[int, float] = {}
         self.lot = draw(self.rng, str(folder), PREFIX)
         self.settings, self.room, self.labels = self.lot.settings, self.lot.room, self.lot.labels
+        shares, largest = self.settings.sharing.organisations, max(m.vcpus for m in self.settings.classes.values())
+        self.small = frozenset(name for name, it in shares.items() if it.vcpus is not None and it.vcpus < largest)
         self.half_made: dict[str, float] = {}
         """Since when there is what a template is made in."""
         self.acting: Machine

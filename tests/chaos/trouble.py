@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TERMINAL = ("jit-forbidden", "jit-invalid", "jit-missing")
 """After these a job is refused for good, with GitHub's reason: one each time, so that jobs remain to be served."""
+BIG = "ironcd-big"
 NOBODYS = "ironcd-nobodys"
 """A label that no class has: its jobs wait until their user gives up."""
 SELDOM = ("acquire-404", "busy-lies", "delete-refused")
@@ -69,7 +70,10 @@ def start_run(city: City, rng: random.Random, size: int) -> Run:
     repo = rng.choice([*github.state.repositories.values()])
     gated = rng.random() < 0.15
     unserved = len(city.labels) > 1 and rng.random() < 0.06
-    spec = {"runs-on": NOBODYS if unserved else rng.choice(city.labels), "steps": [{"run": "true"}]}
+    label = rng.choice(city.labels)
+    if repo.owner.login in city.small and label == BIG:  # its quota could never have one
+        label = "ironcd"
+    spec = {"runs-on": NOBODYS if unserved else label, "steps": [{"run": "true"}]}
     if gated:
         spec["environment"] = "production"
     run = github.create_run(repo.full_name, {"jobs": {f"job{number}": spec for number in range(size)}})
