@@ -114,8 +114,7 @@ class Reconciler:
                 raise others from None
             return lost is None
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            await _end(keeper)
         await self._store.release(lease)
         return True
 
@@ -148,3 +147,12 @@ class Reconciler:
             await self._store.trim(lease, self._settings.finished_kept, now=now)
             old = now - self._settings.unserved_days * 86400
             await self._store.trim_unserved(lease, self._settings.unserved_kept, old)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel ``task`` until it is over: a cancellation that falls into a timeout of the store's client may get lost there."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+    if not task.cancelled():
+        task.exception()

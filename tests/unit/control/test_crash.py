@@ -6,6 +6,8 @@ worker dying just before it took effect, or just after, or with the answer lost.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,15 @@ async def test_at_every_point(kind: str, tmp_path: Path) -> None:
             raise AssertionError(f"trouble at point {at} of {points}") from error
         assert trouble.points >= at
         await stage.close()
+
+
+async def test_a_look_ends_though_the_lease_keepers_cancellation_got_lost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def keep(_lease: Lease) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(stage.reconciler, "_keep", keep)
+    assert await asyncio.wait_for(stage.look(), 60)
