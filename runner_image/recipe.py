@@ -146,7 +146,7 @@ class Reordered(msgspec.Struct, frozen=True):
 REORDERED_UNITS = (
     # Runs already when a template is taken; it has nothing to configure before cloud-init has written it down.
     Reordered("systemd-networkd.service", ("network-pre.target",)),
-    # Remember the machine's id, so they start behind the gate; no job waits for them, so they start behind the runner.
+    # Remember the machine's id, so they start behind the gate; no job waits for them, so they start once the runner listens.
     Reordered("systemd-journald.service", ("sysinit.target",), "ironcd-guest.service"),
     Reordered("dbus.socket", (), "ironcd-guest.service"),
     Reordered("systemd-tmpfiles-setup.service", ("systemd-journald.service",)),

@@ -19,6 +19,7 @@ from . import gate, heat, network, registration, runner, seed, settle
 from .session import (
     AnswerHook,
     Effect,
+    LetOthersStart,
     OpenGate,
     PowerOff,
     Prepare,
@@ -257,11 +258,10 @@ class Guest:
                 say(effect.text)
             elif isinstance(effect, (Prepare, OpenGate, SetClock, Settle)):
                 self.pass_gate(effect)
-            elif isinstance(effect, StartRunner):
-                self.start_runner(with_registration=effect.with_registration)
-            elif isinstance(effect, StopRunner):
-                if self.runner is not None:
-                    self.runner.terminate()
+            elif isinstance(effect, (StartRunner, StopRunner)):
+                self.start_or_stop(effect)
+            elif isinstance(effect, LetOthersStart):
+                gate.tell_systemd("READY=1")
             elif isinstance(effect, AnswerHook):
                 self.answer(effect)
             elif isinstance(effect, PowerOff):
@@ -287,11 +287,16 @@ class Guest:
         except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
             say(f"the gate stays as it is: {error}")
 
+    def start_or_stop(self, effect: StartRunner | StopRunner) -> None:
+        if isinstance(effect, StartRunner):
+            self.start_runner(with_registration=effect.with_registration)
+        elif self.runner is not None:
+            self.runner.terminate()
+
     def start_runner(self, *, with_registration: bool) -> None:
         self.await_link()
         self.runner = runner.start(self.registration if with_registration else "")
         self.do(self.session.started(self.runner.pid, time.monotonic()))
-        gate.tell_systemd("READY=1")  # what no job waits for comes after its runner
 
     def await_link(self) -> None:
         deadline = time.monotonic() + _LINK_S

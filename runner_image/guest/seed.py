@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 
 from .mounts import NODEV, NOEXEC, NOSUID, RDONLY, mount, unmount
@@ -23,10 +24,10 @@ _WITHIN_S = 10.0
 _PAUSE_S = 0.02
 
 
-def hand_over(drive: str = DRIVE) -> None:
+def hand_over(drive: str = DRIVE, folder: str = FOLDER) -> None:
     """Have what is on ``drive`` where cloud-init reads it; at boot the drive may come later than we do.
 
-    Raises OSError where there is no seed in it.
+    Raises OSError where there is no seed in it, or it can't be let go of; nothing is handed over then.
     """
     deadline = time.monotonic() + _WITHIN_S
     while not os.path.exists(drive) and time.monotonic() < deadline:
@@ -34,11 +35,14 @@ def hand_over(drive: str = DRIVE) -> None:
     os.makedirs(_PLACE, mode=0o700, exist_ok=True)
     mount(drive, _PLACE, "iso9660", RDONLY | NOSUID | NODEV | NOEXEC)
     try:
-        copy(_PLACE)
-    finally:
-        unmount(_PLACE)
-        with contextlib.suppress(OSError):
-            os.rmdir(_PLACE)
+        try:
+            copy(_PLACE, folder)
+        finally:
+            unmount(_PLACE)
+        os.rmdir(_PLACE)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def copy(source: str, folder: str = FOLDER) -> None:

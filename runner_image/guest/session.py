@@ -105,6 +105,10 @@ class StartRunner:
         self.with_registration = with_registration
 
 
+class LetOthersStart:
+    """The runner listens: units that no job waits for (journal, D-Bus, an admin's own) may take the processor now."""
+
+
 class StopRunner:
     """SIGTERM: the runner cancels its job, cleans up and exits."""
 
@@ -119,7 +123,19 @@ class PowerOff:
     pass
 
 
-Effect = Send | Say | Prepare | OpenGate | SetClock | Settle | StartRunner | StopRunner | AnswerHook | PowerOff
+Effect = (
+    Send
+    | Say
+    | Prepare
+    | OpenGate
+    | SetClock
+    | Settle
+    | StartRunner
+    | LetOthersStart
+    | StopRunner
+    | AnswerHook
+    | PowerOff
+)
 
 
 class Session:
@@ -238,7 +254,7 @@ class Session:
         text = line.decode("utf-8", "replace")
         if "Listening for Jobs" in text:
             self._signed_in = True
-            return [Say("runner is listening for jobs"), *self._tell(Send(m="listening"))]
+            return [Say("runner is listening for jobs"), *self._tell(Send(m="listening")), LetOthersStart()]
         if " completed with result: " in text:
             return [Say("job completed"), *self._tell(Send(m="job_completed"))]
         return []

@@ -44,6 +44,18 @@ def test_a_drive_that_never_comes_is_no_seed(tmp_path, monkeypatch) -> None:
         seed.hand_over(str(tmp_path / "none"))
 
 
+def test_a_drive_that_cant_be_let_go_of_hands_nothing_over(tmp_path, monkeypatch) -> None:
+    def held(place):
+        raise OSError(16, "busy", place)
+
+    monkeypatch.setattr(seed, "_PLACE", str(tmp_path))
+    monkeypatch.setattr(seed, "mount", lambda *_: (tmp_path / "user-data").write_text("#cloud-config"))
+    monkeypatch.setattr(seed, "unmount", held)
+    with pytest.raises(OSError, match="busy"):
+        seed.hand_over("/dev/null", str(tmp_path / "nocloud"))
+    assert not (tmp_path / "nocloud").exists()
+
+
 def test_a_rehearsal_has_a_seed_of_the_form_of_a_jobs() -> None:
     """So that it goes the ways that a job's goes."""
     made = rehearsal.documents()

@@ -14,6 +14,7 @@ from runner_image.guest.session import (
     SIGN_IN_PAUSES_S,
     AnswerHook,
     Effect,
+    LetOthersStart,
     OpenGate,
     PowerOff,
     Prepare,
@@ -64,6 +65,13 @@ def listening() -> Session:
     session = running()
     session.printed(b"2026-01-01 00:00:00Z: Listening for Jobs")
     return session
+
+
+def test_others_start_once_the_runner_listens_and_not_before() -> None:
+    session = running()
+    assert not any(isinstance(effect, LetOthersStart) for effect in session.printed(b"Connected to GitHub"))
+    said = session.printed(b"2026-01-01 00:00:00Z: Listening for Jobs")
+    assert [type(effect) for effect in said] == [Say, Send, LetOthersStart]
 
 
 def test_it_says_hello_when_somebody_listens() -> None:
