@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from orchestrator.core.loss import HOLD_S
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.runner import (
     NOTICE_S,
@@ -179,6 +180,12 @@ def may_have_job(runner: Runner) -> bool:
     return runner.phase in ("WANTED", "BOOTING", "READY", "RUNNING")
 
 
+def _is_held_for_its_job(runner: Runner) -> bool:
+    """Its machine is gone; GitHub deletes no runner that has a job in its eyes, and takes minutes to notice a loss."""
+    lost = runner.job_id != 0 and runner.reason != "job_completed"
+    return lost and runner.vm != "asked" and may_be_registered(runner)
+
+
 def _missing(runner: Runner) -> tuple[str, ...]:
     missing = ("proof of the VM's destruction",) if runner.vm == "asked" else ()
     return (*missing, "the registration's removal") if may_be_registered(runner) else missing
@@ -205,6 +212,9 @@ class _At(msgspec.Struct, frozen=True):
 
     def settle(self) -> Runner:
         runner = self.runner
+        if _is_held_for_its_job(runner):
+            until = runner.since + HOLD_S + self.deadlines.destroying_s
+            return msgspec.structs.replace(runner, deadline=max(runner.deadline, until))
         if runner.vm == "asked" or may_be_registered(runner):
             return runner
         return msgspec.structs.replace(runner, phase="GONE", since=self.now, deadline=0.0)

@@ -18,7 +18,6 @@ import httpx
 import msgspec
 
 from orchestrator.core.errors import ConfigurationError
-from orchestrator.core.names import names_of
 from orchestrator.host.paths import host_paths
 from orchestrator.surface.demo import scenario
 from orchestrator.surface.demo.lab import Lab
@@ -180,9 +179,12 @@ class VmCity:
         return True
 
     def kill_machine(self, seen: Seen) -> bool:
-        """The QEMU that works at the job, as the kernel does it where memory is short."""
-        for runner in seen.story.get("made_for_it", ()):
-            if (pid := _qemu_of(names_of(runner["id"]).domain)) is not None:
+        """The QEMU that works at the job, as the kernel does it where memory is short.
+
+        By the name that the job told the outside: GitHub may give a job to a runner that was made for another.
+        """
+        for domain in self.takers.get((seen.plan.key, str(len(seen.ids))), ()):
+            if (pid := _qemu_of(domain)) is not None:
                 os.kill(pid, signal.SIGKILL)
                 self.killed["qemu"] += 1
                 return True

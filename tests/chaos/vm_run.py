@@ -113,6 +113,7 @@ def _report(
         faults={**faults, **{f"killed-{name}": number for name, number in sorted(city.killed.items())}},
         kills=city.killed.total(),
         wrong=wrong,
+        run_again=sum(len(seen.ids) - 1 for seen in city.jobs.values()),
         ok=not wrong and not foreign,
         tier="vms",
         killed=dict(sorted(city.killed.items())),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core import lifecycle
 from orchestrator.core.lifecycle import MOVES, advance, may_be_registered, owed, wanted
+from orchestrator.core.loss import HOLD_S
 from orchestrator.core.machine import MachineClass
 from orchestrator.core.runner import (
     PHASES,
@@ -281,6 +282,20 @@ def test_the_deadline_in_destroying_alarms_and_never_lets_go() -> None:
     assert step.runner.phase == "DESTROYING"
     assert step.effects[-1] == Alarm(("proof of the VM's destruction", "the registration's removal"))
     assert step.runner.deadline > runner.deadline
+
+
+def test_a_registration_that_github_holds_for_a_lost_job_alarms_once_that_must_be_over() -> None:
+    runner = play(*RUNNING, VmFailed("vm-crashed", "killed"), VmProvedGone())
+    assert runner.phase == "DESTROYING"
+    waiting = advance(runner, Ticked(), runner.since + HOLD_S, DEADLINES)
+    assert (waiting.runner, waiting.effects) == (runner, owed(runner))
+    late = advance(runner, Ticked(), runner.since + HOLD_S + DEADLINES.destroying_s, DEADLINES)
+    assert late.effects[-1] == Alarm(("the registration's removal",))
+    completed = play(*RUNNING, JobCompleted(7, "success"), VmProvedGone())
+    assert (
+        advance(completed, Ticked(), completed.since + DEADLINES.destroying_s, DEADLINES).effects[-1]
+        == late.effects[-1]
+    )
 
 
 def test_a_registration_out_of_reach_ends_what_is_being_fenced_and_nothing_else() -> None:
