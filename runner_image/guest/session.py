@@ -106,7 +106,7 @@ class StartRunner:
 
 
 class LetOthersStart:
-    """The runner listens: units that no job waits for (journal, D-Bus, an admin's own) may take the processor now."""
+    """The runner listens, or has to wait: units that no job waits for (journal, D-Bus, an admin's own) may take the processor now."""
 
 
 class StopRunner:
@@ -272,7 +272,7 @@ class Session:
                 pause = SIGN_IN_PAUSES_S[self._sign_ins]
                 self._sign_ins += 1
                 self._start_at = now + pause
-                return [Say(f"runner couldn't sign in; trying again in {pause:g} s")]
+                return [Say(f"runner couldn't sign in; trying again in {pause:g} s"), LetOthersStart()]
         return self._end(status, self._tail.decode("utf-8", "replace"))
 
     # -- the job-started hook ------------------------------------------------------------------------------------

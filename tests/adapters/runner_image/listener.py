@@ -39,6 +39,8 @@ def main():
     say("2026-01-01 00:00:00Z: Job build completed with result: Succeeded")
     time.sleep(3)
     found["hook_after_refusal"] = ask()
+    # By root, whom systemd itself answers: D-Bus starts once the runner listens, as what no job waits for does.
+    found["failed_units"] = output("sudo", "-n", "systemctl", "--failed", "--plain", "--no-legend").split()
     say(json.dumps(found, separators=(",", ":")))
 
 
@@ -68,7 +70,6 @@ def first_run(blob):
         "bundle": (read(AUTHORITY).strip() or b"?") in read("/etc/ssl/certs/ca-certificates.crt"),
         "disk": os.statvfs("/").f_blocks * os.statvfs("/").f_frsize,
         "waited_loaded": b"not listed" in read_as_root("/var/log/cloud-init-output.log"),
-        "failed_units": output("systemctl", "--failed", "--plain", "--no-legend").split(),
     }
 
 
