@@ -7,7 +7,6 @@ how many went.  A line that can't be read as an event stays: nothing is deleted 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from orchestrator.core.errors import OperationalError, UserError
 from orchestrator.core.flow import Event
 from orchestrator.core.merkle import leaf_hash
 from orchestrator.core.retention import Hold, Retention, class_of
-from orchestrator.system.files import write_atomic
+from orchestrator.system.files import append_line, write_atomic
 
 HOLDS = "holds.json"
 DELETIONS = "deletions.jsonl"
@@ -102,10 +101,7 @@ class _Thinning:
 
     def carry_out(self, engine: Engine) -> None:
         stops = {place.kept.size for place in checkpoints.kept(self._folder) if place.kept is not None}
-        with (self._folder / DELETIONS).open("ab") as file:
-            file.write(msgspec.json.encode(self.done) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._folder / DELETIONS, msgspec.json.encode(self.done) + b"\n")
         write_sealed(days.sealed_file(self._folder, self._day), self._thinned(stops))
         refresh_parquet(self._folder, self._day, engine)
 

@@ -54,9 +54,9 @@ TIMEOUT_S = 15.0
 SECONDARY_S = 60.0
 PAGES = 100
 SUMMARY_LIMIT = 65_000
+"""GitHub takes 65,535 characters."""
 FULL = "max limit of"
 """By its text alone this 422 is told from those that stay."""
-"""GitHub takes 65,535 characters."""
 
 Client = GitHub[Any]
 Call = Callable[[Client], Awaitable[Any]]

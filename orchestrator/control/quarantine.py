@@ -24,8 +24,9 @@ INNOCENT = frozenset(
         "wall-disturbed",
         "session_conflict",
         "runner_too_old",
+        "job_completed",
+        "fenced",
     }
-    | {"job_completed", "fenced"}
 )
 """Ways in which a start ends that say nothing against the host or the image."""
 BLAMED = frozenset({"boot_timeout"})

@@ -5,7 +5,7 @@ redis-py gives them: values are bytes, what isn't there is None, and what is emp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -82,6 +82,15 @@ class Data:
         if value is None:
             value = self._data[key] = kind()
         return value
+
+    def _take_out(self, key: Value, kind: type[Any], names: Iterable[Value]) -> int:
+        """Of a value that goes with its last part; how many parts were there."""
+        found = self._read(as_bytes(key), kind)
+        if found is None:
+            return 0
+        gone = sum(found.pop(as_bytes(name), None) is not None for name in names)
+        self._tidy(as_bytes(key), found)
+        return gone
 
     def _tidy(self, key: bytes, value: Any) -> None:
         if not value:
@@ -168,12 +177,7 @@ class Data:
         return int(fresh)
 
     def _hdel(self, key: Value, *names: Value) -> int:
-        fields = self._read(as_bytes(key), dict)
-        if fields is None:
-            return 0
-        gone = sum(fields.pop(as_bytes(name), None) is not None for name in names)
-        self._tidy(as_bytes(key), fields)
-        return gone
+        return self._take_out(key, dict, names)
 
     def _hgetall(self, key: Value) -> dict[bytes, bytes]:
         return dict(self._read(as_bytes(key), dict) or {})
@@ -212,12 +216,7 @@ class Data:
         return int(fresh)
 
     def _zrem(self, key: Value, *members: Value) -> int:
-        found = self._read(as_bytes(key), _Sorted)
-        if found is None:
-            return 0
-        gone = sum(found.pop(as_bytes(member), None) is not None for member in members)
-        self._tidy(as_bytes(key), found)
-        return gone
+        return self._take_out(key, _Sorted, members)
 
     def _zrange(self, key: Value, start: int, stop: int, desc: bool, withscores: bool) -> list[Any]:
         found = self._ranked(key)

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator.core.flow import Event
+from orchestrator.core.names import same_repo
 
 RecordClass = Literal["egress", "security"]
 DAY_S = 86400.0
@@ -67,7 +68,7 @@ class Hold(msgspec.Struct, frozen=True, omit_defaults=True):
         org = who.org or who.repo.partition("/")[0]
         return (
             (not self.org or org.lower() == self.org.lower())
-            and (not self.repo or who.repo.lower() == self.repo.lower())
+            and (not self.repo or same_repo(who.repo, self.repo))
             and (not self.job or who.job_id == self.job)
             and (not self.runner or who.runner == self.runner)
             and (not self.gateway or event.gateway == self.gateway)

@@ -7,10 +7,10 @@ otherwise the next time.  The rules, first match wins:
 2. A VM that ended, crashed or couldn't be made is cleared away at once: nothing can be gained by keeping it.
 3. Wished gone, past its end, or unknown to the control plane for a minute: end it.  A job that waits for its policy is
    told that it won't start, and has a moment to fail with that reason.
-   So is a VM whose job has ended and whose runner hangs.
-4. Not there yet: make it, if there is room.  A VM that was resumed once is never made again.
+   So is a VM whose job has ended and whose runner hangs, and one that stays on after its runner.
    So is a runner that listens longer without a job than the control plane lets it, whether or not that can be asked; one
    that has a job never is for that.
+4. Not there yet: make it, if there is room.  A VM that was resumed once is never made again.
 5. Its guest silent for a minute after the start, or its runner not listening in time: it failed.
 6. Running: remove the seed once it was read; tell a job that gets no policy; put the wished policy in force; let the
    job's steps go.

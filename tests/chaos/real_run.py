@@ -25,7 +25,7 @@ from tests.chaos import trouble
 from tests.chaos.city import REPOSITORIES
 from tests.chaos.oracle import Oracle
 from tests.chaos.real_city import RealCity
-from tests.chaos.run import Outcome, outcome, spoil
+from tests.chaos.run import ByPlan, Outcome, outcome, spoil
 
 HOSTS = 2
 LIMIT_S = 240.0
@@ -48,15 +48,7 @@ LONG = {
 FAULTS = tuple(sorted(set(CATALOGUE) - LONG - set(trouble.TERMINAL)))
 
 
-class Report(Outcome, kw_only=True):
-    tier: str
-    killed: dict[str, int]
-    """By kind of process."""
-    seed: int
-    schedule: str
-    """Digest of what was to happen and when: the same for each run of one seed."""
-    replays_exactly: bool
-    seconds: float
+class Report(ByPlan, kw_only=True):
     spoiled: Outcome | None = None
     """What the same end was found to be after a sabotage that came behind the report (``then``)."""
 

@@ -48,6 +48,19 @@ class Outcome(msgspec.Struct, kw_only=True):
     ok: bool
 
 
+class ByPlan(Outcome, kw_only=True):
+    """What the tiers report that are real: they follow a plan, and take the time they take."""
+
+    tier: str
+    killed: dict[str, int]
+    """By kind of process."""
+    seed: int
+    schedule: str
+    """Digest of the plan: the same for each run of one seed."""
+    replays_exactly: bool
+    seconds: float
+
+
 class Report(Outcome, kw_only=True):
     harness: int
     seed: int

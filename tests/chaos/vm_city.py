@@ -6,18 +6,16 @@ so the run decides when it goes on to try every way out, whatever the machine's 
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 
 from orchestrator.core.errors import ConfigurationError
+from orchestrator.host import qemu_process
 from orchestrator.host.paths import host_paths
 from orchestrator.surface.demo import scenario
 from orchestrator.surface.demo.lab import Lab
@@ -184,8 +182,7 @@ class VmCity:
         By the name that the job told the outside: GitHub may give a job to a runner that was made for another.
         """
         for domain in self.takers.get((seen.plan.key, str(len(seen.ids))), ()):
-            if (pid := _qemu_of(domain)) is not None:
-                os.kill(pid, signal.SIGKILL)
+            if qemu_process.kill(domain):
                 self.killed["qemu"] += 1
                 return True
         return False
@@ -203,18 +200,3 @@ class VmCity:
 
     def nft(self, *words: str) -> str:
         return run(["ip", "netns", "exec", self.lab.vm_netns, "nft", *words])
-
-
-def _qemu_of(domain: str) -> int | None:
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if (
-                words[0].rpartition(b"/")[2].startswith(b"qemu-system")
-                and f"guest={domain},debug-threads=on".encode() in words
-            ):
-                return int(entry.name)
-    return None

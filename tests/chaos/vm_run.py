@@ -20,7 +20,7 @@ from orchestrator.surface.demo.image import ensure_image
 from orchestrator.surface.demo.lab import CACHE, Lab, clear_dead
 from orchestrator.surface.demo.traps import Traps
 from tests.chaos import vm_oracle
-from tests.chaos.run import Outcome
+from tests.chaos.run import ByPlan
 from tests.chaos.vm_city import CONTROL, FOREIGN_TABLE, PACE, VmCity
 from tests.chaos.vm_plan import VmPlan, plan
 from tests.chaos.vm_play import Play
@@ -29,18 +29,10 @@ PROGRAMS = ("qemu-system-x86_64", "qemu-img", "virsh", "mmdebstrap", "redis-serv
 GONE_WITHIN_S = 60.0
 
 
-class Report(Outcome, kw_only=True):
-    tier: str
-    killed: dict[str, int]
-    """By kind of process."""
+class Report(ByPlan, kw_only=True):
     checks: int
     """So many things were looked at, of the wall and of what is left; what doesn't hold is in ``wrong``."""
     accelerator: str
-    seed: int
-    schedule: str
-    """Digest of the plan: the same for each run of one seed."""
-    replays_exactly: bool
-    seconds: float
 
 
 def may_run() -> str:

@@ -32,6 +32,16 @@ def uninstall(stage: Stage) -> None:
     stage.github.trouble = refuse
 
 
+async def forget_all(stage: Stage) -> None:
+    """Redis is emptied, and the control plane looks at what hosts say for a while."""
+    await stage.redis.flushall()
+    stage.reconciler = stage.fresh()
+    for _ in range(5):
+        await stage.hosts_move()
+        stage.now += 20
+        await stage.look()
+
+
 async def test_what_was_begun_goes_on_under_the_accounts_new_installation(stage: Stage) -> None:
     await ready(stage)
     uninstall(stage)
@@ -71,12 +81,7 @@ async def test_no_machine_ends_because_the_app_is_suspended_while_redis_is_empti
     await stage.deliver(job)
     await stage.look()
     stage.github.apps[INSTALLATION] = Installation(INSTALLATION, ORG, organization=True, suspended=True)
-    await stage.redis.flushall()
-    stage.reconciler = stage.fresh()
-    for _ in range(5):
-        await stage.hosts_move()
-        stage.now += 20
-        await stage.look()
+    await forget_all(stage)
     assert [seen.vm for seen in stage.hosts["h1"].seen.values()] == ["running"]
     stage.github.apps[INSTALLATION] = Installation(INSTALLATION, ORG, organization=True)
     await stage.deliver_installation(InstallationNews(INSTALLATION, "unsuspend", ORG))
@@ -93,12 +98,7 @@ async def test_no_machine_ends_because_the_app_is_removed_from_its_organisation_
     await stage.look()
     (app,) = stage.github.apps.values()
     stage.github.apps = {ANOTHER: Installation(ANOTHER, "another", organization=True)}
-    await stage.redis.flushall()
-    stage.reconciler = stage.fresh()
-    for _ in range(5):
-        await stage.hosts_move()
-        stage.now += 20
-        await stage.look()
+    await forget_all(stage)
     assert [seen.vm for seen in stage.hosts["h1"].seen.values()] == ["running"]
     stage.github.apps[app.id] = app
     await stage.deliver_installation(InstallationNews(app.id, "created", ORG))
