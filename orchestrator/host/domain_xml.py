@@ -10,6 +10,10 @@ What stands out:
 * the seed's drive is SCSI, since Debian's cloud kernel has no AHCI; it can be ejected;
 * ``on_reboot`` and ``on_crash`` destroy: a runner has one life;
 * the serial console goes to a file by virtlogd, which rotates it: a guest that prints without end can't fill the disk;
+* under KVM the processor is the host's, less what QEMU can't save: with an invariant TSC it refuses to save a machine's state, and there
+  would be no template;
+* no page is merged with another VM's (KSM): who writes to a page that was merged is told by the time that takes what others have, and
+  machines that boot are to share none at all;
 * no balloon, graphics, sound, USB or input device: each is code in QEMU that a guest can talk to, and by a balloon it could
   punch holes into the memory that it shares with others (ADR 21).
 """
@@ -83,6 +87,8 @@ def domain_xml(spec: DomainSpec) -> str:
     metadata = ET.SubElement(root, "metadata")
     ET.SubElement(metadata, f"{{{METADATA}}}runner", {"id": spec.ulid, "site": spec.site})
     _text(root, "memory", str(spec.memory_mib), {"unit": "MiB"})
+    if spec.domain_type != "test":
+        _add(_add(root, "memoryBacking"), "nosharepages")
     _text(root, "vcpu", str(spec.vcpus))
     boot = ET.SubElement(root, "os")
     _text(boot, "type", "hvm", _machine(spec))
@@ -156,8 +162,8 @@ def _machine(spec: DomainSpec) -> dict[str, str]:
 def _cpu(spec: DomainSpec) -> list[ET.Element]:
     if spec.domain_type == "test":
         return []
-    mode = "host-passthrough" if spec.domain_type == "kvm" else "maximum"
-    return [ET.Element("cpu", {"mode": mode, "check": "none", "migratable": "off"})]
+    mode, migratable = ("host-passthrough", "on") if spec.domain_type == "kvm" else ("maximum", "off")
+    return [ET.Element("cpu", {"mode": mode, "check": "none", "migratable": migratable})]
 
 
 def _disks(devices: ET.Element, spec: DomainSpec) -> None:

@@ -58,7 +58,7 @@ def basis_of(machine: MachineClass, image: LocalImage, domain_type: DomainType, 
         processor=processor() if domain_type == "kvm" else "",
         machine=domain_xml(_shape(machine, image, domain_type)),
         disk_gib=machine.disk_gib,
-        kernel=os.uname().release if domain_type == "kvm" else "",
+        kernel=host_kernel() if domain_type == "kvm" else "",
     )
 
 
@@ -73,6 +73,13 @@ def processor(path: Path = Path("/proc/cpuinfo")) -> str:
     first = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     found = dict(re.findall(r"^(.+?)\s*:[ \t]*(.*)$", first, re.MULTILINE))
     return "\n".join(f"{name}: {found.get(name, '')}" for name in _CPU_LINES)
+
+
+def host_kernel(modules: Path = Path("/sys/module")) -> str:
+    """A distribution's rebuilt kernel has the same release and another version; what KVM nests into guests is a feature of their processor."""
+    here = os.uname()
+    nested = [path.read_text().strip() for path in sorted(modules.glob("kvm_*/parameters/nested"))]
+    return " ".join((here.release, here.version, *nested))
 
 
 def _shape(machine: MachineClass, image: LocalImage, domain_type: DomainType) -> DomainSpec:

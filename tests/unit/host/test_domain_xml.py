@@ -61,6 +61,15 @@ def test_cpu_follows_the_accelerator(kind, mode):
     assert _root(domain_type=kind).find("cpu").get("mode") == mode
 
 
+def test_under_kvm_the_processor_has_nothing_that_qemu_refuses_to_save():
+    assert _root(domain_type="kvm").find("cpu").get("migratable") == "on"
+
+
+@pytest.mark.parametrize("kind", ["kvm", "qemu"])
+def test_no_page_is_merged_with_another_machines(kind):
+    assert _root(domain_type=kind).find("memoryBacking/nosharepages") is not None
+
+
 def test_the_disk_is_an_overlay_whose_image_stays_roots():
     disk = _root().find("devices/disk[@device='disk']")
     assert disk.find("source").get("file") == "/d/disk.qcow2"

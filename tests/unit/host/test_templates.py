@@ -134,8 +134,11 @@ def test_the_key_covers_what_a_clone_depends_on(host, monkeypatch) -> None:
     }
     monkeypatch.setattr(template_key, "processor", lambda: "another one")
     keys.add(key(kind="kvm"))
-    monkeypatch.setattr(template_key.os, "uname", lambda: SimpleNamespace(release="another one"))
-    keys.add(key(kind="kvm"))
+    for release, version in (("another one", "#1"), ("another one", "#2, rebuilt")):
+        monkeypatch.setattr(
+            template_key.os, "uname", lambda it=(release, version): SimpleNamespace(release=it[0], version=it[1])
+        )
+        keys.add(key(kind="kvm"))
     monkeypatch.setattr(template_key, "domain_xml", lambda _spec: "<domain/>")
     keys.add(key())
     monkeypatch.undo()
@@ -147,8 +150,16 @@ def test_the_key_covers_what_a_clone_depends_on(host, monkeypatch) -> None:
     for change in ({"digest": "4567"}, {"cmdline": "quiet"}):
         image = msgspec.structs.replace(host.image, manifest=msgspec.structs.replace(host.image.manifest, **change))
         keys.add(basis_of(MACHINE, image, "qemu", "QEMU 7").key)
-    assert len(keys) == 14
+    assert len(keys) == 15
     assert key() == key(msgspec.structs.replace(MACHINE, name="other", lifetime_s=5, warm=3))
+
+
+def test_whether_guests_can_nest_is_of_the_hosts_kernel(tmp_path) -> None:
+    plain = template_key.host_kernel(tmp_path)
+    setting = tmp_path / "kvm_intel" / "parameters" / "nested"
+    setting.parent.mkdir(parents=True)
+    setting.write_text("Y\n")
+    assert template_key.host_kernel(tmp_path) == f"{plain} Y"
 
 
 def test_a_template_is_made_and_handed_out(host) -> None:
