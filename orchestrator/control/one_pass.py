@@ -95,8 +95,17 @@ class Means(msgspec.Struct, frozen=True):
 
 
 class Pass:
-    def __init__(self, means: Means, lease: Lease, snapshot: Snapshot, now: float, *, sweep: bool = False) -> None:
-        """``sweep``: look for registrations at GitHub that nobody has a use for, too."""
+    def __init__(
+        self,
+        means: Means,
+        lease: Lease,
+        snapshot: Snapshot,
+        now: float,
+        *,
+        sweep: bool = False,
+        may_sweep: bool = False,
+    ) -> None:
+        """``sweep``: look for registrations at GitHub that nobody has a use for, too.  ``may_sweep``: where GitHub has no room."""
         self.means = means
         self.lease = lease
         self.snapshot = snapshot
@@ -122,7 +131,9 @@ class Pass:
         self._unserved: dict[int, JobRecord] = {}
         """Jobs that weren't ours to serve when they were last heard of, and that deliveries speak of."""
         self._known = snapshot.known
-        self._sweep = sweep
+        self.sweeps = sweep
+        """Whether such registrations are looked for in it, from when that is known."""
+        self._may_sweep = may_sweep
 
     async def run(self) -> bool:
         """True where another pass should follow at once."""
@@ -154,7 +165,8 @@ class Pass:
         await self._all([self.reruns.ask_all()])
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
         await self._all(self.rebind.look_again(runner_id) for runner_id in self.rebind.bound())
-        if self._sweep and self._known and not self.world.outage_since:
+        self.sweeps = self.sweeps or (self._may_sweep and self.orders.group_full)
+        if self.sweeps and self._known and not self.world.outage_since:
             await self._all([sweep(self.world, self.means.github, self.means.installations)])
         await self._write()
         await self._tell_hosts()

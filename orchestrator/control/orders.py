@@ -14,6 +14,7 @@ import structlog
 from orchestrator.control.github import (
     GitHub,
     GitHubFailure,
+    GroupFull,
     Missing,
     NameTaken,
     RateLimited,
@@ -81,6 +82,8 @@ class Orders:
         self._ask_again = ask_again
         self.sealed: dict[str, bytes] = {}
         """JIT configurations to be recorded with the next write."""
+        self.group_full = False
+        """GitHub had no room for a runner."""
 
     def due(self) -> list[str]:
         """The runners that are owed something at GitHub, now."""
@@ -150,6 +153,7 @@ class Orders:
 
     def _later(self, runner_id: str, error: GitHubFailure) -> None:
         record = self._world.runners[runner_id]
+        self.group_full = self.group_full or isinstance(error, GroupFull)
         if isinstance(error, RateLimited) and error.ours:
             later = self._world.now + error.retry_after
             self._world.change_runner(runner_id, not_before=later, waiting=error.message)

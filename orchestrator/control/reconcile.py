@@ -28,6 +28,8 @@ from orchestrator.core.presets import Presets
 
 PASSES = 20
 """Of one look at most; what is left then is the next one's."""
+FULL_AGAIN_S = 60.0
+"""Where GitHub has no room for a runner, registrations that nobody has a use for are looked for so often."""
 
 
 def make_ulid() -> str:
@@ -100,10 +102,13 @@ class Reconciler:
             await self._ask_whether_github_answers()
             for number in range(PASSES):
                 now = self._clock()
-                due = number == 0 and now - self._looked_for_orphans >= ORPHAN_S
+                since = now - self._looked_for_orphans
+                due, may = number == 0 and since >= ORPHAN_S, since >= FULL_AGAIN_S
                 self._looked_for_orphans = now if due else self._looked_for_orphans
-                one = Pass(self._means, lease, await self._store.snapshot(), now, sweep=due)
-                if not await one.run():
+                one = Pass(self._means, lease, await self._store.snapshot(), now, sweep=due, may_sweep=may)
+                again = await one.run()
+                self._looked_for_orphans = now if one.sweeps else self._looked_for_orphans
+                if not again:
                     break
             await self._sweep(lease)
         except LeaseLost:
