@@ -113,11 +113,11 @@ class HostsApi:
         await self._wakes.close()
 
     async def _whole(self, raw: bytes) -> bytes:
-        """The desired state with the JIT configurations that are still to be taken."""
+        """The desired state with the JIT configurations that are still to be taken, and the time by our clock."""
         desired = self._desired.decode(raw)
         sealed = await self._store.sealed_jits([runner.id for runner in desired.runners if runner.wish == "run"])
         runners = tuple(self._with_jit(runner, sealed.get(runner.id)) for runner in desired.runners)
-        return msgspec.json.encode(msgspec.structs.replace(desired, runners=runners))
+        return msgspec.json.encode(msgspec.structs.replace(desired, runners=runners, at=self._clock()))
 
     def _with_jit(self, runner: DesiredRunner, sealed: bytes | None) -> DesiredRunner:
         jit = self._seal.unseal(sealed) if sealed is not None else None

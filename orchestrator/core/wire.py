@@ -145,6 +145,8 @@ class Desired(msgspec.Struct, frozen=True):
     """Key of a template to when it was removed: one that was made before goes, and comes again where a class or a job wants it."""
     decided: Decided = Decided()
     """Of the host itself.  It keeps this, and says it again."""
+    at: float = 0.0
+    """When this was said, by the control plane's clock: what its deadlines are reckoned from.  0 where an older one doesn't tell."""
 
 
 class Image(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -17,24 +17,24 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
 import structlog
 
 from orchestrator.core.errors import HostError, IronCDError
 from orchestrator.core.machine import Capacity, MachineClass
-from orchestrator.core.names import names_of, ulid_of
+from orchestrator.core.names import ulid_of
 from orchestrator.core.wire import Desired, DesiredRunner, Failure, Observed
-from orchestrator.host import console, erase, guest, sweep
+from orchestrator.host import console, desired_file, erase, guest, sweep
 from orchestrator.host.accelerator import Choice, device_problem
 from orchestrator.host.adopt import AWAY, adopt
 from orchestrator.host.channels import is_listening
 from orchestrator.host.converge import HELLO_S, Situation, Step, next_step
+from orchestrator.host.deadlines import Deadlines
 from orchestrator.host.decisions import Decisions
 from orchestrator.host.exits import idled
 from orchestrator.host.hearing import hear
 from orchestrator.host.host_facts import boot_id, capacity_of
 from orchestrator.host.images import list_images
-from orchestrator.host.parts import Parts, Runner, without_secret
+from orchestrator.host.parts import Parts, Runner
 from orchestrator.host.pool import Pool
 from orchestrator.host.pool_scene import holds_room, scene_of
 from orchestrator.host.record import Record
@@ -86,6 +86,8 @@ class Agent:
         self._capacity = Capacity(0, 0, 0)
         self._erase_problem: Failure | None = None
         self._decisions = Decisions(parts.paths.decided, parts.records)
+        self._boot = boot_id()
+        self._deadlines = Deadlines(parts.paths.deadlines, parts.records, self._boot, parts.clock, parts.uptime)
         self._cleared = {"runner": 0, "link": 0}
         self.lag: Callable[[], Lag] = Lag
         """How far the ledger's shipping is behind."""
@@ -97,12 +99,11 @@ class Agent:
 
     def begin(self) -> None:
         """Read what the last process left.  The first `turn` that finds libvirt there takes the running VMs over."""
+        self._deadlines.load()
         self._load_desired()
         self._decisions.load()
         for record in self.parts.records.load():
-            record.heard_at = self.parts.clock()  # what it said while nobody listened isn't known
-            if record.has("runner_listening") and not record.listened_up:
-                record.listened_up = self.parts.uptime()  # an older agent didn't note it
+            record.taken_over(self.parts.uptime())
             self._runners[record.id] = Runner(record)
             if record.slot >= 0:
                 self.parts.slots.adopt(record.slot)
@@ -116,16 +117,16 @@ class Agent:
             if wish.jit:
                 hide(wish.jit)
         with self._lock:
-            kept = {wish.id: wish for wish in desired.runners if _is_usable(wish)}
+            kept = desired_file.usable(desired.runners)
             changed = kept != self._wishes or desired.generation != self._generation
             self._wishes = kept
+            self._deadlines.hear(kept.values(), desired.at)
             self._generation = desired.generation
             self._classes = desired.classes
             self._informed = True
             self.parts.templates.want(desired.classes, desired.templates_since, desired.templates_removed)
             if changed:
-                clean = msgspec.structs.replace(desired, runners=tuple(map(without_secret, desired.runners)))
-                self._desired = msgspec.json.encode(clean)
+                self._desired = desired_file.as_kept(desired)
                 self._keep_desired()
             changed |= self._decisions.hear(desired.decided)
         if changed:
@@ -179,7 +180,7 @@ class Agent:
 
     def turn(self) -> None:
         """One turn: look, sweep, and start the next step of each runner that isn't busy."""
-        now = self.parts.clock()
+        now = self.parts.uptime()
         if not self._adopted and not self._take_over(now):
             for runner in self._runners.values():  # a guest that isn't heard for a minute fails its job
                 self._keep_channel(runner)
@@ -218,15 +219,16 @@ class Agent:
 
     def observe(self) -> Observed:
         parts = self.parts
+        now, up = parts.clock(), parts.uptime()
         with self._lock:
-            runners = [runner.record.observed() for runner in self._runners.values()]
+            runners = [runner.record.observed(now, up) for runner in self._runners.values()]
             problems = tuple(self._problems.values())
             swept = dict(self._cleared)
         lag = self.lag()
         return Observed(
             host=parts.settings.name,
-            boot=boot_id(),
-            at=parts.clock(),
+            boot=self._boot,
+            at=now,
             capacity=self._capacity if self.choice.accelerator else Capacity(0, 0, 0),
             accelerator=self.choice.accelerator,
             generation=self._generation,
@@ -311,7 +313,8 @@ class Agent:
         self._keep_channel(runner)
         hello_s = HELLO_S if self.choice.accelerator == "kvm" else 0.0
         situation = self._situation(runner, missing_s, hello_s)
-        step = next_step(want, runner.record if runner else None, situation, now)
+        reckoned = self._deadlines.of(want) if want is not None else None
+        step = next_step(reckoned, runner.record if runner else None, situation, now)
         if step.verb == "keep":
             return
         if step.verb == "forget":
@@ -341,14 +344,14 @@ class Agent:
     def _situation(self, runner: Runner | None, missing_s: float, hello_s: float) -> Situation:
         if runner is None:
             return Situation(missing_s=missing_s)
-        listened_up = runner.record.listened_up
+        listened = runner.record.ups.get("runner_listening")
         return Situation(
             missing_s=missing_s,
             applied=runner.applied,
             stop_told=runner.stop_told,
             refused_at=runner.refused_at,
             seed_tried_at=runner.seed_tried_at,
-            listening_s=self.parts.uptime() - listened_up if listened_up else 0.0,
+            listening_s=0.0 if listened is None else self.parts.uptime() - listened,
             hello_s=hello_s,
         )
 
@@ -362,7 +365,7 @@ class Agent:
                 log.exception("step_broke", runner=runner.record.id, step=step.verb)
                 if step.verb == "start":
                     fail(self.parts, runner, Failure("agent-error", f"{type(error).__name__} while the VM was made"))
-                runner.not_before = self.parts.clock() + 2.0
+                runner.not_before = self.parts.uptime() + 2.0
             finally:
                 runner.busy = ""
                 self.wake.set()
@@ -459,14 +462,11 @@ class Agent:
                         self._cleared["link"] += 1
 
     def _load_desired(self) -> None:
-        try:
-            desired = msgspec.json.decode(self.parts.paths.desired.read_bytes(), type=Desired)
-        except FileNotFoundError:
+        desired = desired_file.read(self.parts.paths.desired)
+        if desired is None:
             return
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("desired_unreadable", error=str(error))
-            return
-        self._wishes = {wish.id: wish for wish in desired.runners if _is_usable(wish)}
+        self._wishes = desired_file.usable(desired.runners)
+        self._deadlines.hear(self._wishes.values(), 0.0)  # what it was told when isn't now
         self.parts.templates.want(desired.classes, desired.templates_since, desired.templates_removed)
         self._classes = desired.classes
         self._informed = True
@@ -484,13 +484,3 @@ class Agent:
             return False
         self._adopted = True
         return True
-
-
-def _is_usable(wish: DesiredRunner) -> bool:
-    """An id that isn't a ULID can't name anything here."""
-    try:
-        names_of(wish.id)
-    except ValueError:
-        log.warning("wish_left_out", id=wish.id[:40])
-        return False
-    return True

@@ -76,7 +76,7 @@ KEEP = Step("keep")
 
 
 def next_step(want: DesiredRunner | None, record: Record | None, situation: Situation, now: float) -> Step:
-    """The one thing to do now.  Total; times are seconds since the epoch."""
+    """The one thing to do now.  Total; all times, those of ``want`` as well, are seconds since the host's boot."""
     if record is None:
         return _first(want, now)
     if record.is_proved_gone:
@@ -127,7 +127,7 @@ def _overdue(want: DesiredRunner, record: Record, situation: Situation, now: flo
 
 
 def _left_on(record: Record, now: float) -> Step | None:
-    exited = record.marks.get("runner_exited")
+    exited = record.ups.get("runner_exited")
     late = exited is not None and now >= exited + POWER_OFF_S
     return Step("end", "its runner has exited, and its machine stays on") if late else None
 
@@ -145,7 +145,7 @@ def _idle(want: DesiredRunner, record: Record, situation: Situation) -> Step | N
 
 
 def _hanging(record: Record, situation: Situation, now: float) -> Step | None:
-    completed = record.marks.get("job_completed")
+    completed = record.ups.get("job_completed")
     if completed is None or record.has("runner_exited"):
         return None
     if now >= completed + HANGS_S + STOPPED_S:
@@ -196,12 +196,12 @@ def _failure(want: DesiredRunner, record: Record, situation: Situation, now: flo
 
 
 def _got_to(record: Record) -> str:
-    last = max(record.marks, key=lambda mark: record.marks[mark], default="")
+    last = max(record.ups, key=lambda mark: record.ups[mark], default="")
     return f"it got as far as {last!r}" if last else "it got nowhere"
 
 
 def _is_silent(record: Record, situation: Situation, now: float) -> bool:
-    started = record.marks.get("domain_started")
+    started = record.ups.get("domain_started")
     if not situation.hello_s or started is None or record.has("guest_hello"):
         return False
     return now >= started + situation.hello_s

@@ -94,7 +94,7 @@ def _clear(parts: Parts, runner: Runner) -> None:
             log.warning("clear_failed", runner=names.ulid, what=what, error=str(error))
     with runner.lock:
         if slot >= 0 and runner.record.slot == slot:
-            parts.slots.release(slot, parts.clock())
+            parts.slots.release(slot, parts.uptime())
             runner.record.slot = -1
 
 

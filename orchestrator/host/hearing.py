@@ -22,11 +22,8 @@ _MARKS: dict[type[guest.Message], Mark] = {
 def hear(parts: Parts, runner: Runner, want: DesiredRunner | None, message: guest.Message) -> None:
     """Note ``message`` and answer it.  Runs on the channels' thread: it waits for nothing."""
     ulid = runner.record.id
-    runner.record.heard_at = parts.clock()
+    runner.record.heard_up = parts.uptime()
     mark = _MARKS.get(type(message))
-    if mark == "runner_listening" and not runner.record.has(mark):
-        with runner.lock:
-            runner.record.listened_up = parts.uptime()
     if mark is not None:
         runner.mark(parts, mark)
     match message:

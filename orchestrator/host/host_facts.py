@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 from orchestrator.core.machine import Capacity
@@ -30,6 +31,11 @@ def capacity_of(settings: HostSettings, paths: HostPaths, *, kept_mib: int = 0) 
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def uptime() -> float:
+    """Seconds since the host's boot, with the time that it slept: no one can set it, and it is the same for all processes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _free(folder: Path) -> int:

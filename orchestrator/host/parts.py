@@ -20,6 +20,7 @@ from orchestrator.core.wire import DesiredRunner, Mark
 from orchestrator.host.channels import Talk
 from orchestrator.host.domain_xml import DomainType
 from orchestrator.host.gateway import Gateway
+from orchestrator.host.host_facts import uptime
 from orchestrator.host.hypervisor import Hypervisor
 from orchestrator.host.links import Wires
 from orchestrator.host.paths import HostPaths, VmPaths, vm_paths
@@ -52,8 +53,9 @@ class Parts:
     qemu_group: int | None = None
     """Each VM's QEMU runs as a user of its own in this group; None where it runs as libvirt is configured."""
     clock: Callable[[], float] = time.time
-    uptime: Callable[[], float] = time.monotonic
-    """Seconds since the host's boot, the same in every process of that boot: nobody can set it, unlike `clock`."""
+    """Seconds since the epoch: what is told to others.  Nothing here waits by it, since it can be set."""
+    uptime: Callable[[], float] = uptime
+    """Seconds since the host's boot, the same in every process of that boot: nobody can set it."""
     talk: Talk = None  # type: ignore[assignment]  # set by the agent, which hears what the channels say
     templates: Templates = None  # type: ignore[assignment]  # set by the agent, which knows what runs
     reserved: dict[str, Callable[[Message], None]] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Runner:
     waited: bool = False
     """Its machine stands in front of the gate already (`orchestrator.host.pool`): it is claimed, not started."""
     not_before: float = 0.0
-    """A step that failed is tried again then."""
+    """A step that failed is tried again then.  These three are seconds since the host's boot."""
     secret: str = ""
     """Its JIT configuration, for as long as the seed exists: taken out of the console's text."""
 
@@ -95,7 +97,7 @@ class Runner:
 
     def mark(self, parts: Parts, mark: Mark) -> None:
         with self.lock:
-            if not self.record.mark(mark, parts.clock()):
+            if not self.record.mark(mark, parts.clock(), parts.uptime()):
                 return
         self.save(parts)
 

@@ -34,6 +34,7 @@ class HostPaths(msgspec.Struct, frozen=True):
     gateway_socket: Path
     desired: Path
     decided: Path
+    deadlines: Path
     shipped: Path
 
 
@@ -68,6 +69,7 @@ def host_paths(settings: HostSettings) -> HostPaths:
         gateway_socket=run / "gateway.sock",
         desired=state / "desired.json",
         decided=state / "decided.json",
+        deadlines=state / "deadlines.json",
         shipped=state / "shipped.json",
     )
 

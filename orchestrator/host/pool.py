@@ -51,6 +51,7 @@ class _Waiting:
     template: str
     state: WaiterState
     since: float
+    """When it came into its state; this and ``not_before`` are seconds since the host's boot."""
     busy: bool = False
     not_before: float = 0.0
 
@@ -88,7 +89,7 @@ class Pool:
                 continue
             if record.slot >= 0:
                 self.parts.slots.adopt(record.slot)
-            self._waiting[record.id] = _Waiting(Runner(record), "", "ending", self.parts.clock())
+            self._waiting[record.id] = _Waiting(Runner(record), "", "ending", self.parts.uptime())
 
     # --- what it knows
 
@@ -97,9 +98,12 @@ class Pool:
             return frozenset(self._waiting)
 
     def observed(self) -> tuple[ObservedWarm, ...]:
+        to_epoch = self.parts.clock() - self.parts.uptime()
         with self._lock:
             found = [w for w in self._waiting.values() if w.state == "waiting"]
-            return tuple(ObservedWarm(w.runner.record.id, w.runner.record.machine.name, w.since) for w in found)
+            return tuple(
+                ObservedWarm(w.runner.record.id, w.runner.record.machine.name, w.since + to_epoch) for w in found
+            )
 
     def clones(self) -> Counter[str]:
         """How many there are of each template."""
@@ -218,14 +222,14 @@ class Pool:
     def _to_end(self, waiting: _Waiting, why: str) -> None:
         if waiting.state == "ending":
             return
-        waiting.state, waiting.since = "ending", self.parts.clock()
+        waiting.state, waiting.since = "ending", self.parts.uptime()
         waiting.runner.record.end_reason = why
         log.info("waiting_vm_ends", runner=waiting.runner.record.id, why=why)
         self._submit_end(waiting)
         self.parts.changed()
 
     def _submit_make(self, machine: MachineClass, template: str, now: float) -> None:
-        ulid = str(ULID.from_timestamp(now))
+        ulid = str(ULID.from_timestamp(self.parts.clock()))
         waiting = _Waiting(Runner(Record(id=ulid, machine=machine)), template, "making", now)
         self._waiting[ulid] = waiting
         self._maker.submit(self._do_make, waiting)
@@ -242,7 +246,7 @@ class Pool:
             known = isinstance(error, IronCDError | Cold)
             log.warning("waiting_vm_failed", runner=runner.record.id, error=str(error), exc_info=not known)
             with self._lock:
-                self._not_before = parts.clock() + PAUSE_S
+                self._not_before = parts.uptime() + PAUSE_S
                 self._to_end(waiting, "it couldn't be made")
             return
         with self._lock:
@@ -250,7 +254,7 @@ class Pool:
                 self._to_end(waiting, "a job needs its room")
                 return
             waiting.template = runner.record.template
-            waiting.state, waiting.since = "waiting", parts.clock()
+            waiting.state, waiting.since = "waiting", parts.uptime()
         log.info("vm_waits", runner=runner.record.id, machine_class=runner.record.machine.name)
         parts.changed()
 
@@ -269,7 +273,7 @@ class Pool:
             whole = False
         with self._lock:
             waiting.busy = False
-            waiting.not_before = parts.clock() + RETRY_S
+            waiting.not_before = parts.uptime() + RETRY_S
             if whole:
                 self._records.forget(record.id)
                 self._waiting.pop(record.id, None)

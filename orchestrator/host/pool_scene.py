@@ -21,7 +21,7 @@ def scene_of(
     """Without the machines that wait and the state of memory, which the pool knows itself."""
     wanted = [wish for wish in wishes.values() if wish.wish == "run"]
     coming = [wish.machine for wish in wanted if wish.id not in runners]
-    now = parts.clock()
+    now = parts.uptime()
     starting = any(is_starting(runners[wish.id].record, now) for wish in wanted if wish.id in runners)
     held = [runner.record.machine for runner in runners.values() if holds_room(runner.record)]
     building = parts.templates.building
@@ -44,7 +44,7 @@ def is_starting(record: Record, now: float) -> bool:
     over = record.vm not in ("absent", "making", "running") or record.has("end_begun") or record.has("runner_exited")
     if over or record.has("steps_released"):
         return False
-    listens = record.marks.get("runner_listening")
+    listens = record.ups.get("runner_listening")
     return record.has("job_hint") or listens is None or now - listens < IDLE_S
 
 

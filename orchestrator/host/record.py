@@ -3,6 +3,9 @@
 Written before the step that must not be done twice: a VM is resumed once (``released``), since its JIT configuration
 is good for one runner.  No secret is in it.  Libvirt, nftables and the folders remain the truth about what exists; the
 record only holds what can't be seen there: when things happened, and why.
+
+When something happened stands there twice: by the time of day, which is told to others and which somebody may set, and by
+the clock since the host's boot, which the host itself reckons with.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ class Record(msgspec.Struct):
     released: bool = False
     """The VM was resumed, or is about to be: it is never made a second time."""
     marks: dict[str, float] = {}
+    """When each first became true, in seconds since the epoch."""
+    ups: dict[str, float] = {}
+    """The same in seconds since the host's boot."""
     policy: str = ""
     generation: int = 0
     bound: bool = False
@@ -46,21 +52,29 @@ class Record(msgspec.Struct):
     cold_because: str = ""
     template: str = ""
     """Key of the template that it is a clone of."""
-    heard_at: float = 0.0
-    """When its guest last said anything."""
-    listened_up: float = 0.0
-    """When its runner began to listen, by the clock that nobody sets (seconds since the host's boot); 0 where it doesn't yet."""
+    heard_up: float = 0.0
+    """When its guest last said anything, in seconds since the host's boot; 0 where it never did."""
     scope: Scope | None = None
     """Where it is registered, as the control plane said."""
     idled: str = ""
     """Why it was told to stop as a runner without a job; empty where it wasn't."""
 
-    def mark(self, mark: Mark, now: float) -> bool:
-        """Note when ``mark`` first became true; False where it was already."""
+    def mark(self, mark: Mark, now: float, up: float) -> bool:
+        """Note when ``mark`` first became true, by both clocks; False where it was already."""
         if mark in self.marks:
             return False
         self.marks[mark] = now
+        self.ups[mark] = up
         return True
+
+    def unmark(self, mark: Mark) -> None:
+        self.marks.pop(mark, None)
+        self.ups.pop(mark, None)
+
+    def taken_over(self, up: float) -> None:
+        """An agent has read it at ``up``.  An older one noted less, and one of another boot (none of whose VMs lives) other times."""
+        self.ups = {mark: min(up, self.ups.get(mark, up)) for mark in self.marks}
+        self.heard_up = up  # what its guest said while nobody listened isn't known
 
     def has(self, mark: Mark) -> bool:
         return mark in self.marks
@@ -69,7 +83,8 @@ class Record(msgspec.Struct):
     def is_proved_gone(self) -> bool:
         return self.proof is not None and self.proof.whole
 
-    def observed(self) -> ObservedRunner:
+    def observed(self, now: float, up: float) -> ObservedRunner:
+        """What is told of it at ``now``, which is ``up`` by the clock since the host's boot."""
         return ObservedRunner(
             id=self.id,
             vm=self.vm,
@@ -82,7 +97,7 @@ class Record(msgspec.Struct):
             exit_code=self.exit_code,
             failure=self.failure,
             proof=self.proof,
-            heard_at=self.heard_at,
+            heard_at=now - (up - self.heard_up) if self.heard_up else 0.0,
             scope=self.scope,
         )
 

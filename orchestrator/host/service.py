@@ -146,9 +146,9 @@ class Service:
     def _wishes(self) -> None:
         control = HttpControl(self.settings)
         whole_at = patience = 0.0
-        clock = self.agent.parts.clock
+        uptime = self.agent.parts.uptime
         while not self.stopping.is_set():
-            whole = clock() - whole_at >= WHOLE_S
+            whole = uptime() - whole_at >= WHOLE_S
             try:
                 desired = control.desired(-1 if whole else self.agent.generation, 0 if whole else WAIT_S)
             except HostError as error:
@@ -156,7 +156,7 @@ class Service:
                 continue
             patience = 0.0
             if whole:
-                whole_at = clock()
+                whole_at = uptime()
             if desired is not None:
                 self.agent.wished(desired)
 

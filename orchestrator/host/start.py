@@ -42,7 +42,7 @@ def start(parts: Parts, runner: Runner, want: DesiredRunner) -> None:
     with runner.lock:
         record.vm = "making"
         runner.secret = want.jit
-        slot = parts.slots.take(parts.clock())
+        slot = parts.slots.take(parts.uptime())
         record.slot = slot.index
     runner.mark(parts, "accepted")
     image = find_image(parts.paths.images, want.machine.image)
@@ -82,7 +82,7 @@ def _cloned(parts: Parts, runner: Runner, plan: Plan) -> bool:
         parts.templates.doubt(record.template, str(error))
         unmake(parts, plan.ulid, plan.files)
         record.cold_because, record.template = f"its clone failed: {error}"[:500], ""
-        record.marks.pop("disk_made", None)
+        record.unmark("disk_made")
         return False
     record.start = "clone"
     runner.mark(parts, "domain_started")

@@ -77,7 +77,7 @@ def _failed(parts: Parts, runner: Runner, step: Step, error: IronCDError) -> Non
     if step.verb == "start":
         fail(parts, runner, Failure(error.code, error.message, error.remedy))
         return
-    runner.not_before = parts.clock() + RETRY_S
+    runner.not_before = parts.uptime() + RETRY_S
     log.warning("step_failed", runner=runner.record.id, step=step.verb, code=error.code, error=error.message)
 
 
@@ -86,7 +86,7 @@ def _end(parts: Parts, runner: Runner, step: Step) -> None:
     if proof.whole:
         log.info("vm_proved_gone", runner=runner.record.id, reason=step.reason)
     else:
-        runner.not_before = parts.clock() + RETRY_S
+        runner.not_before = parts.uptime() + RETRY_S
         log.warning("not_all_gone", runner=runner.record.id, proof=repr(proof))
 
 
@@ -95,7 +95,7 @@ def _start(parts: Parts, runner: Runner, want: DesiredRunner, _step: Step) -> No
         start(parts, runner, want)
     if not keeps_name(parts.settings.disk_erase):
         delete(runner.paths(parts).disk)  # QEMU has it open; the blocks are free again when it dies
-    log.info("vm_running", runner=want.id, took=round(parts.clock() - runner.record.marks["accepted"], 3))
+    log.info("vm_running", runner=want.id, took=round(parts.uptime() - runner.record.ups["accepted"], 3))
 
 
 def _claimed(parts: Parts, runner: Runner, want: DesiredRunner) -> bool:
@@ -132,13 +132,13 @@ def _stop(parts: Parts, runner: Runner, _want: DesiredRunner, step: Step) -> Non
 
 
 def _refuse(parts: Parts, runner: Runner, _want: DesiredRunner, step: Step) -> None:
-    runner.refused_at = parts.clock()
+    runner.refused_at = parts.uptime()
     parts.talk.send(runner.record.id, guest.Refused(step.reason[:1000]))
 
 
 def _unseed(parts: Parts, runner: Runner, _want: DesiredRunner, _step: Step) -> None:
     """Eject the seed, delete it, and look; only then may the guest start its runner."""
-    runner.seed_tried_at = parts.clock()
+    runner.seed_tried_at = parts.uptime()
     seed = runner.paths(parts).seed
     ejected = parts.hypervisor.eject_seed(runner.names.domain)
     delete(seed)

@@ -153,14 +153,14 @@ class Templates:
             build.cancel()
 
     def turn(self, now: float, has_room: Callable[[MachineClass], bool]) -> None:
-        """Start what is next, unless something is under way."""
+        """Start what is next, unless something is under way.  ``now``: seconds since the host's boot."""
         with self._lock:
             if self._closed or (self._thread is not None and self._thread.is_alive()):
                 return
             if now - self._looked_at < LOOK_S:
                 return
             self._looked_at = now
-            self._look(now)
+            self._look()
             work = self._next(now, has_room)
             if work is not None:
                 self._thread = threading.Thread(target=work, name="templates", daemon=True)
@@ -214,7 +214,7 @@ class Templates:
             self._hypervisor = self._parts.hypervisor.identity()
         return basis_of(machine, image, self._parts.domain_type, self._hypervisor)
 
-    def _look(self, now: float) -> None:
+    def _look(self) -> None:
         """Which templates are wanted now, and which are there."""
         self._hypervisor = ""
         self._remove()
@@ -227,7 +227,9 @@ class Templates:
                 basis = self._basis(machine, image)
             except (HostError, OSError):
                 continue  # there is no such image; the job will be told
-            known = wanted.get(basis.key) or self._known.get(basis.key) or _Known(basis, machine, since=now)
+            known = (
+                wanted.get(basis.key) or self._known.get(basis.key) or _Known(basis, machine, since=self._parts.clock())
+            )
             names = (*known.classes, machine.name) if basis.key in wanted else (machine.name,)
             known.classes, known.image = tuple(sorted(set(names))), image
             wanted[basis.key] = known
@@ -239,7 +241,7 @@ class Templates:
         for known in wanted.values():
             if known.template is not None and known.template.manifest.created < self._since:
                 self._discard(known, "to be made anew")
-        self._forget_unwanted(now)
+        self._forget_unwanted(self._parts.clock())
 
     def _remove(self) -> None:
         """What an admin removed goes.  A class has it made anew; a size that a job asked for waits until the next one does."""
@@ -300,7 +302,7 @@ class Templates:
             build.run()
         except Cancelled:
             self._tell(known, "building", "put off: its room was needed")
-            known.not_before = self._parts.clock() + PAUSES_S[0]
+            known.not_before = self._parts.uptime() + PAUSES_S[0]
             return
         except (IronCDError, OSError) as error:
             self._failed(known, error)
@@ -315,7 +317,7 @@ class Templates:
     def _failed(self, known: _Known, error: Exception) -> None:
         pause = PAUSES_S[min(known.failures, len(PAUSES_S) - 1)]
         known.failures += 1
-        known.not_before = self._parts.clock() + pause
+        known.not_before = self._parts.uptime() + pause
         log.warning("template_failed", key=known.basis.key[:12], error=str(error), again_in=pause)
         message = error.message if isinstance(error, IronCDError) else str(error)
         self._problem = Failure(
@@ -363,18 +365,18 @@ class Templates:
             log.info("template_removed", key=key[:12], wanted=self._is_wanted(key), over=over)
             total -= files.disk_bytes(there[key])
             files.remove(there[key])
-            self._forget(key, now)
+            self._forget(key)
         for key in [key for key, known in self._known.items() if not known.classes and known.template is None]:
             del self._known[key]
 
-    def _forget(self, key: str, now: float) -> None:
+    def _forget(self, key: str) -> None:
         known = self._known.get(key)
         if known is None:
             return
         _close(known)
         known.template = None
         if known.classes:  # what is wanted is more than may be kept: made again at once it would push out the next
-            known.unchecked, known.not_before = True, now + UNWANTED_S
+            known.unchecked, known.not_before = True, self._parts.uptime() + UNWANTED_S
             self._tell(known, "failed", "there is no room for it within host.templates_gib")
 
     def _is_wanted(self, key: str) -> bool:

@@ -41,7 +41,7 @@ def make(parts: Parts, runner: Runner) -> None:
     said: queue.Queue[guest.Message] = queue.Queue(_SAID)
     with runner.lock:
         record.vm = "making"
-        record.slot = parts.slots.take(parts.clock()).index
+        record.slot = parts.slots.take(parts.uptime()).index
         parts.records.save(record)
     slot = slot_at(parts.settings.links_range, record.slot)
     image = find_image(parts.paths.images, record.machine.image)

@@ -91,6 +91,7 @@ class Machine:
     # The agent's process
 
     def start_agent(self) -> None:
+        self.city.acting = self
         mortal = self.mortal = Mortal(self.name)
         self.mortal.dies_in = self.city.next_death(self.name)
         parts = Parts(

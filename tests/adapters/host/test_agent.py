@@ -118,7 +118,18 @@ class Host:
 
     def tell(self) -> None:
         self.generation += 1
-        self.agent.wished(Desired("h1", self.generation, tuple(self.wishes.values()), decided=self.decided))
+        self.agent.wished(
+            Desired("h1", self.generation, tuple(self.wishes.values()), decided=self.decided, at=self.at())
+        )
+
+    def at(self) -> float:
+        """The control plane's time: nobody sets its clock."""
+        return self.clock.now - self.set_ahead_s
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Somebody sets the host's clock by ``ahead_s``."""
+        self.clock.now += ahead_s
+        self.set_ahead_s += ahead_s
 
     def seen(self, ulid: str = ONE) -> ObservedRunner | None:
         return next((found for found in self.agent.observe().runners if found.id == ulid), None)
@@ -528,7 +539,7 @@ def test_room_is_not_given_twice_where_the_vm_isnt_seen_dead(host, monkeypatch):
 
 def test_many_slow_ends_hold_no_start_up(host):
     host.agent._capacity = msgspec.structs.replace(host.agent._capacity, vcpus=100, memory_mib=10**6)
-    host.agent._swept_at = host.clock.now
+    host.agent._swept_at = host.parts.uptime()
     ulids = [f"01JZZZZZZZZZZZZZZZZZZZZZ{n:02d}" for n in range(40)]
     host.hypervisor.hold_destroy = threading.Event()
     for ulid in ulids:
@@ -858,7 +869,7 @@ def test_without_an_accelerator_jobs_are_refused(host):
 
 def test_many_at_once(host):
     host.agent._capacity = msgspec.structs.replace(host.agent._capacity, vcpus=100, memory_mib=10**6)
-    host.agent._swept_at = host.clock.now
+    host.agent._swept_at = host.parts.uptime()
     ulids = [f"01JZZZZZZZZZZZZZZZZZZZZZ{n:02d}" for n in range(12)]
     for ulid in ulids:
         host.wish(ulid)

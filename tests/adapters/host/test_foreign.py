@@ -74,6 +74,7 @@ class Site:
             slots=Slots(self.settings.links_range),
             records=Records(self.paths.records),
             clock=self.clock,
+            uptime=self.clock,
             talk=FakeTalk(),
         )
         self.agent = Agent(parts, Choice("tcg", "a test"))

@@ -150,6 +150,28 @@ def test_a_clock_that_is_set_ends_no_idle_runner(host):
     host.until(lambda: stops(host) == 1)
 
 
+@pytest.mark.parametrize("by", [HOUR, -HOUR], ids=["ahead", "back"])
+def test_a_clock_that_is_set_ends_no_job_and_stalls_nothing(host, by):
+    """An NTP step, or a clock that was wrong at boot: the deadlines stay where they are, and the next wish is carried out."""
+    host.in_a_job(ONE)
+    host.wish(ONE, policy=JOBS, generation=2, bound=True, end_by=host.clock.now + HOUR / 2)
+    host.until(lambda: "steps_released" in host.seen(ONE).marks)
+    host.pass_time(10)
+    host.set_clock(by)
+    host.tell()
+    host.pass_time(60)
+    assert (host.seen(ONE).vm, host.seen(ONE).failure) == ("running", None)
+    host.wish(TWO, boot_by=host.at() + 300, end_by=host.at() + HOUR)
+    host.until(lambda: host.seen(TWO) and host.seen(TWO).vm == "running" and not host.busy(TWO))
+    if by < 0:
+        host.agent.close()
+        host.boot()  # and whoever takes over knows it too
+    host.pass_time(HOUR / 2 - 75)
+    assert host.seen(ONE).vm == "running"
+    host.pass_time(10)
+    host.until(lambda: host.proved(ONE))
+
+
 def test_a_guest_that_stays_on_after_its_runner_is_ended(host):
     host.in_a_job(ONE)
     host.agent.heard(ONE, guest.RunnerExited(code=0))

@@ -100,7 +100,7 @@ class PoolHost(Host):
         self.talk.on_order = self.guest_does
         self.agent.pool._look_at_memory = lambda: self.memory
         self.agent._capacity = msgspec.structs.replace(self.agent._capacity, vcpus=4, memory_mib=10**6)
-        self.agent._swept_at = self.clock.now
+        self.agent._swept_at = self.parts.uptime()
 
     def guest_does(self, ulid: str, order: object) -> None:
         if isinstance(order, guest.Prepare):

@@ -25,7 +25,7 @@ HERE = Situation()
 
 def _record(vm="running", *marks, **fields) -> Record:
     fields = {"policy": POLICY.digest, "generation": 1, "released": True} | fields
-    return Record(ULID, MACHINE, vm=vm, marks=dict.fromkeys(marks, 1.0), **fields)
+    return Record(ULID, MACHINE, vm=vm, marks=dict.fromkeys(marks, 1.0), ups=dict.fromkeys(marks, 1.0), **fields)
 
 
 def _want(**changes) -> DesiredRunner:
@@ -120,7 +120,11 @@ def test_a_runner_with_a_job_is_never_ended_for_idleness(mark):
     want, busy = _want(idle_s=400.0), _record("running", "runner_listening", mark)
     for told in (False, True):
         assert (
-            _verb(want, msgspec.structs.replace(busy, marks={**busy.marks, mark: NOW}), _idle(1e6, stop_told=told))
+            _verb(
+                want,
+                msgspec.structs.replace(busy, marks={**busy.marks, mark: NOW}, ups={**busy.ups, mark: NOW}),
+                _idle(1e6, stop_told=told),
+            )
             == "keep"
         )
 

@@ -29,7 +29,7 @@ WISH = DesiredRunner(
 def play(wish: DesiredRunner | None, record: Record, *, from_s: int) -> list[tuple[str, int]]:
     """What the host does and when, up to the end of the machine; seconds since it was made."""
     situation, done = Situation(hello_s=60.0), []
-    listened = record.marks.get("runner_listening")
+    listened = record.ups.get("runner_listening")
     for now in range(from_s, LIFE_S + 1):
         situation = msgspec.structs.replace(
             situation,
@@ -66,13 +66,13 @@ def play(wish: DesiredRunner | None, record: Record, *, from_s: int) -> list[tup
 )
 def test_every_state_of_a_machine_ends_without_the_control_plane(vm, marks, last, expected):
     record = Record(ULID, MACHINE, vm=vm, policy=POLICY.digest, generation=1, released=vm == "running")
-    record.marks = {"domain_started": 0.0, **dict.fromkeys(marks, float(last))}
+    record.ups = record.marks = {"domain_started": 0.0, **dict.fromkeys(marks, float(last))}
     assert play(WISH, record, from_s=last) == expected
 
 
 def test_what_the_control_plane_ends_or_has_forgotten_ends_too():
     record = Record(ULID, MACHINE, vm="running", policy=POLICY.digest, generation=1, released=True)
-    record.marks = {"domain_started": 0.0, **dict.fromkeys((*LISTENS, "job_hint"), 100.0)}
+    record.ups = record.marks = {"domain_started": 0.0, **dict.fromkeys((*LISTENS, "job_hint"), 100.0)}
     gone = msgspec.structs.replace(WISH, wish="gone", reason="withdrawn")
     assert play(gone, record, from_s=200) == [("refuse", 200), ("end", 230)]
     assert play(None, record, from_s=200) == [("end", 260)]

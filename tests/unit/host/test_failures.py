@@ -27,7 +27,8 @@ def wish(*, lifetime_s: int = 3600, boot_by: float = START + 300, end_by: float 
 
 def record(**marks: float) -> Record:
     held = {"policy": POLICY.digest, "generation": 1, "released": True}
-    return Record(ULID, MachineClass("ironcd"), vm="running", marks={"domain_started": START, **marks}, **held)
+    marks = {"domain_started": START, **marks}
+    return Record(ULID, MachineClass("ironcd"), vm="running", marks=marks, ups=dict(marks), **held)
 
 
 KVM = Situation(hello_s=HELLO_S)

@@ -51,6 +51,7 @@ class Host:
             slots=Slots(self.settings.links_range),
             records=Records(self.paths.records),
             clock=lambda: self.now,
+            uptime=lambda: self.now,
             talk=self.talk,
             qemu_group=0,
         )
