@@ -12,6 +12,7 @@ import msgspec
 
 from orchestrator.control.line import SURPLUS, Line, failed_on
 from orchestrator.control.records import JobRecord, RunnerRecord
+from orchestrator.control.told_waits import KINDS, tell_of_github, tell_wait
 from orchestrator.control.warm import Ids, Waiting
 from orchestrator.control.world import ON_ITS_WAY, World
 from orchestrator.core.placement import Placed as PlacedOn
@@ -19,8 +20,6 @@ from orchestrator.core.runner import Placed, Withdrawn
 from orchestrator.core.turns import Dealt, Given, Wait
 
 NO_JOB = "its runner was ready, and GitHub gave it no job: does the runner group allow this repository?"
-TELL_S = 60.0
-"""A job's story tells no more often what it waits for."""
 FRESH = 200
 """So many jobs have the figures in their reason brought up to date in one look; what they wait for, always."""
 
@@ -104,7 +103,9 @@ def give_reasons(world: World, line: Line, dealt: Dealt) -> None:
     fresh = 0
     for job_id in [record.job.id for records in line.waiting.values() for record in records]:
         record = world.jobs[job_id]
-        kind, reason = reason_of(world, line, dealt, record, runners.get(job_id))
+        runner = runners.get(job_id)
+        kind, reason = reason_of(world, line, dealt, record, runner)
+        _tell(world, job_id, kind, reason, runner)
         if record.job.reason == reason:
             continue
         if record.wait == kind and kind:
@@ -114,18 +115,16 @@ def give_reasons(world: World, line: Line, dealt: Dealt) -> None:
         world.change_job(job_id, reason=reason)
         if record.wait != kind:
             world.put_job(msgspec.structs.replace(world.jobs[job_id], wait=kind))
-            if kind in _TOLD:
-                _tell(world, job_id, kind, reason)
 
 
-_TOLD = ("quota", "room")
-
-
-def _tell(world: World, job_id: int, kind: str, reason: str) -> None:
-    """What a job waits for may change to and fro: one line a minute is enough of a story."""
-    last = world.jobs[job_id].job.story[-1:]
-    if not last or not last[0].what.startswith("waits_for_") or world.now - last[0].at >= TELL_S:
-        world.tell_job(job_id, f"waits_for_{kind}", reason)
+def _tell(world: World, job_id: int, kind: str, reason: str, runner: RunnerRecord | None) -> None:
+    if runner is None:
+        told = KINDS.get(kind, "")
+    elif kind:
+        told = KINDS[kind]
+    else:
+        told, reason = tell_of_github(world, runner, reason)
+    tell_wait(world, job_id, told, reason)
 
 
 def reason_of(

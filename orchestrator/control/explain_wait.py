@@ -10,6 +10,7 @@ from orchestrator.control.demand import reason_of
 from orchestrator.control.line import Line
 from orchestrator.control.records import JobRecord, Snapshot
 from orchestrator.control.settings import ControlSettings
+from orchestrator.control.told_waits import APPROVAL, READING
 from orchestrator.control.world import ON_ITS_WAY, World
 from orchestrator.core.policy import Policy
 
@@ -49,11 +50,9 @@ class Waits:
     def _before_the_line(self, record: JobRecord) -> Waiting | None:
         job = record.job
         if job.state == "waiting" and job.served != "ignored":
-            return Waiting(
-                0, 0, "approval", job.reason or "GitHub holds it back: an environment's approval or a concurrency group"
-            )
+            return Waiting(0, 0, "approval", job.reason or APPROVAL)
         if job.state == "queued" and job.served in ("no", "refused"):
-            return Waiting(0, 0, "policy", job.reason or "its repository's policy is being read")
+            return Waiting(0, 0, "policy", job.reason or READING)
         return None
 
 

@@ -46,6 +46,7 @@ from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.standing import away, note_away
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
+from orchestrator.control.told_waits import hold_back, tell_before_the_line
 from orchestrator.control.warm import Waiting, waiting
 from orchestrator.control.world import World
 from orchestrator.core.decided import Decided
@@ -156,7 +157,10 @@ class Pass:
         self.reruns.wish()
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
         drain_hosts(self.world)
-        if not self._keep(self.world.baseline):
+        tell_before_the_line(self.world)
+        if unkept := self._keep(self.world.baseline):
+            hold_back(self.world, unkept)
+        else:
             meet_demand(self.world, self.means.make_id, await self._warm())
         self.orders.announce()
         await self._write()

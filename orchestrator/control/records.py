@@ -45,6 +45,8 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     rerun: Rerun | None = None
     wait: str = ""
     """What it waits for, in one word (`quota`, `room`, `turn`...); `Job.reason` has the words for people."""
+    told: str = ""
+    """The kind of wait that its story tells of now; empty where that has ended."""
     permanent: str = ""
     """Why no runner is made for it any more, ever; for a person to read."""
 

@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator.control.records import JobRecord, RunnerRecord
+from orchestrator.control.told_waits import WAITS
 from orchestrator.control.world import ON_ITS_WAY
 from orchestrator.core.job import Moment
 
@@ -49,7 +50,8 @@ _BY_MARK = {
     "policy_bound": "bound",
     "steps_released": "steps",
 }
-WAITS = "waits_for_"
+_BY_WAIT = {"quota": "quota", "github": "registration", "approval": "class", "policy": "class"}
+"""Kinds of waits, and the stage that is named with them; all others are waited for before there is a host."""
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -158,7 +160,7 @@ def _details(record: JobRecord, runners: list[RunnerRecord]) -> Iterator[tuple[s
         elif moment.what == "found":
             yield "delivered", moment.detail
         elif moment.what.startswith(WAITS):
-            yield "quota" if moment.what == f"{WAITS}quota" else "turn", moment.detail
+            yield _BY_WAIT.get(moment.what.removeprefix(WAITS), "turn"), moment.detail
     failed = [moment.detail for moment in story if moment.what == "runner_failed"]
     if failed:
         yield "turn", f"{len(failed)} failed before: " + "; ".join(failed[-3:])

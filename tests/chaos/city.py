@@ -20,6 +20,7 @@ from orchestrator.simulator.github.core import GitHub
 from orchestrator.simulator.github.jit import new_key
 from orchestrator.simulator.github.state import Account, Job, Runner
 from policies import load_presets
+from tests.chaos.chronicle import Chronicle
 from tests.chaos.clockwork import EPOCH, Loop
 from tests.chaos.furniture import furnish
 from tests.chaos.guest import Guest
@@ -102,6 +103,7 @@ class City:
         self._under_way: set[asyncio.Task[None]] = set()
         self.people = People(self)
         self.rules = Rules(self)
+        self.chronicle = Chronicle(self, PREFIX)
         furnish(self)
         self.github = self._github()
         self.api = Api(self)
@@ -291,6 +293,7 @@ class City:
             try:
                 self.github.pass_time()
                 self._listen_for_hosts()
+                self.chronicle.tick()
             except Exception as error:  # noqa: BLE001 - whatever it is goes on record
                 self.journal.broke("github", error)
             await asyncio.sleep(2.0)

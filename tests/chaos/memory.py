@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from redis.exceptions import ConnectionError as RedisAway
 
 from orchestrator.control.redis_fake import Pipeline, RedisFake
 from orchestrator.control.redis_fake_data import Value, as_bytes
 from tests.chaos.mortal import Mortal
+
+Kind = TypeVar("Kind")
 
 
 class Memory:
@@ -27,6 +30,10 @@ class Memory:
 
     def empty(self) -> None:
         self._redis.data.clear()
+
+    def values_of(self, key: str, kind: type[Kind]) -> list[Kind]:
+        """What a hash has, as it is now: for whoever only looks on."""
+        return [msgspec.json.decode(raw, type=kind) for raw in self._redis.data.execute("HVALS", key)]
 
 
 class Client(RedisFake):

@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 
 from policies import baseline_policy, load_presets
-from tests.chaos import trouble
+from tests.chaos import stories, trouble
 from tests.chaos.city import City, spare_key
 from tests.chaos.clockwork import Loop, install
 from tests.chaos.forks import in_a_fork
 from tests.chaos.oracle import Oracle
-from tests.chaos.sabotage import LATER, SABOTAGES
+from tests.chaos.sabotage import LATER, PLANTED, SABOTAGES
 
 HARNESS = 3
 """Of which version this is.  It grows when the same seed plays another history than before: a seed is of one harness."""
@@ -68,6 +68,8 @@ class Report(Outcome, kw_only=True):
     """Of the journal: the same for each run of one seed."""
     hours: float
     """Of virtual time"""
+    unreasoned: int
+    """Jobs that waited at some time and whose story has no reason for it."""
     starts: dict[str, int]
     """How runners' machines were started, as far as Redis has it."""
 
@@ -82,6 +84,7 @@ def prepare() -> None:
 
 def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = "") -> Report:
     lines: list[str] | None = None if journal is None else []
+    PLANTED.get(sabotage, _leave_alone)()
     try:
         with played(jobs, seed, lines) as (loop, city, oracle):
             return loop.run_until_complete(judged(city, oracle, jobs, seed, sabotage))
@@ -91,7 +94,13 @@ def run(jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = ""
 
 
 def run_judged(jobs: int, seed: int, sabotages: Sequence[str] = ()) -> bytes:
-    """The report as a line of JSON; with ``sabotages`` the same end is judged once for each, and they come in a list."""
+    """The report as a line of JSON; with ``sabotages`` the same end is judged once for each, and they come in a list.
+
+    One that is planted before all begins has the run to itself.
+    """
+    planted = [sabotage for sabotage in sabotages if sabotage in PLANTED]
+    if planted:
+        return msgspec.json.encode(run(jobs, seed, sabotage=planted[0]))
     with played(jobs, seed) as (loop, city, oracle):
 
         def judge(sabotage: str = "") -> bytes:
@@ -157,6 +166,10 @@ async def _play(city: City, oracle: Oracle, jobs: int) -> None:
         await oracle.look()
 
 
+def _leave_alone() -> None:
+    """No fault is planted."""
+
+
 async def judged(city: City, oracle: Oracle, jobs: int, seed: int, sabotage: str = "") -> Report:
     spoil(city, sabotage)
     if sabotage in LATER:
@@ -164,9 +177,11 @@ async def judged(city: City, oracle: Oracle, jobs: int, seed: int, sabotage: str
     assert city.rules is not None
     city.rules.look()
     decided, starts = await city.rules.decided(oracle.store)
-    found = await outcome(city, oracle, jobs, decided)
+    silent = stories.unreasoned(city)
+    found = await outcome(city, oracle, jobs, [*decided, *map(str, silent)])
     return Report(
         **msgspec.structs.asdict(found),
+        unreasoned=len({gap.job for gap in silent} | oracle.unreasoned),
         starts=dict(sorted(starts.items())),
         harness=HARNESS,
         seed=seed,
@@ -188,7 +203,7 @@ def spoil(city: City, what: str) -> None:
         case "touch-a-stranger":
             runner = next(it for it in city.github.state.runners.values() if it.name == "their-runner")
             del city.github.state.runners[runner.id]
-        case "":
+        case _ if not what or what in PLANTED:
             pass
         case _:
             SABOTAGES[what](city)

@@ -1,4 +1,6 @@
-"""What must never happen, done on purpose to a system at rest, so that it is seen that the judge sees it."""
+"""What must never happen, done on purpose, so that it is seen that the judge sees it: most of it to a system at rest, and
+some as a fault of the product's own that is there before all begins.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from orchestrator.control import demand, told_waits
+from orchestrator.control.world import World
 from orchestrator.core.link import Limits
 from orchestrator.core.names import names_of
 from orchestrator.core.sharing import Share
@@ -132,6 +136,30 @@ async def _say_no_reason(city: City, oracle: Oracle) -> None:
     await oracle.look()
 
 
+async def _drop_a_reason(city: City, oracle: Oracle) -> None:
+    """A job had waited for an hour before it was served, and its story tells no more of it than when that began."""
+    job = _served(city)
+    record = await oracle.store.job(job.id)
+    assert record is not None
+    lines = [moment for moment in record.job.story if not moment.what.startswith("waits_for_")]
+    job.created_at -= 3600.0
+    lines.insert(0, msgspec.structs.replace(lines[0], at=job.created_at, what="queued"))
+    since = city.chronicle.eras()[-1].since
+    assert job.started_at - max(since, job.created_at) > 120.0
+    changed = msgspec.structs.replace(record, job=msgspec.structs.replace(record.job, story=tuple(lines)))
+    await oracle.store.client.hset(oracle.store.names.done, str(job.id), msgspec.json.encode(changed))
+
+
+def _tell_no_waits() -> None:
+    """The control plane puts on no job's story what the job waits for."""
+
+    def say_nothing(world: World, job_id: int, kind: str, reason: str) -> None:
+        del kind, reason
+        world.change_job(job_id)
+
+    demand.tell_wait = told_waits.tell_wait = say_nothing
+
+
 SABOTAGES: dict[str, Callable[[City], None]] = {
     "serve-twice": _serve_twice,
     "leave-a-domain": _leave_a_domain,
@@ -150,7 +178,8 @@ SABOTAGES: dict[str, Callable[[City], None]] = {
     "run-a-cancelled-job-again": lambda city: _run_again(city, "cancelled"),
     "run-a-good-job-again": lambda city: _run_again(city, "good"),
     **dict.fromkeys(
-        ("use-a-closed-host", "leave-a-key", "leave-a-delivery", "wait-without-a-reason"), lambda _city: None
+        ("use-a-closed-host", "leave-a-key", "leave-a-delivery", "wait-without-a-reason", "drop-a-reason"),
+        lambda _city: None,
     ),
 }
 LATER: dict[str, Callable[[City, Oracle], Awaitable[None]]] = {
@@ -158,4 +187,7 @@ LATER: dict[str, Callable[[City, Oracle], Awaitable[None]]] = {
     "leave-a-key": _leave_a_key,
     "leave-a-delivery": _leave_a_delivery,
     "wait-without-a-reason": _say_no_reason,
+    "drop-a-reason": _drop_a_reason,
 }
+PLANTED: dict[str, Callable[[], None]] = {"tell-no-waits": _tell_no_waits}
+"""Faults of the product's own, in place before anything begins."""

@@ -46,11 +46,15 @@ SABOTAGES = {
     "waiting-with-a-link": "waits and has a link",
     "waiting-with-rules": "waits and has rules",
     "wait-without-a-reason": "nobody knows for what",
+    "drop-a-reason": "its story has no reason",
     "run-a-deployment-again": "it deploys",
     "run-a-cancelled-job-again": "a person had ended it",
     "run-a-good-job-again": "its machine wasn't lost",
 }
 """What is done to a system at rest, and the word by which the judge tells of it."""
+PLANTED = {"tell-no-waits": "its story has no reason"}
+"""What is wrong with the product from the beginning on, in a run of its own each."""
+PLANTED_IN = "20:101"
 FOUND_NOTHING = 3
 """Kinds of which none may have found anything to befall: what holds for a moment depends on all that went before."""
 SABOTAGED = "6:3"
@@ -83,15 +87,16 @@ def kept() -> list[Kept]:
 
 @pytest.fixture(scope="module")
 def played() -> list[Any]:
-    """Reports of the runs, and after them those of the judge after each sabotage."""
+    """Reports of the runs, of those of a product with a fault planted, and of the judge after each sabotage."""
     runs = [f"{JOBS}:{seed}" for seed in TEN] + [f"{one.jobs}:{one.seed}" for one in kept() if one.harness == HARNESS]
-    words = ["--at-once", str(AT_ONCE), *runs, f"{SABOTAGED}:{','.join(SABOTAGES)}"]
+    planted = [f"{PLANTED_IN}:{fault}" for fault in PLANTED]
+    words = ["--at-once", str(AT_ONCE), *runs, *planted, f"{SABOTAGED}:{','.join(SABOTAGES)}"]
     return [json.loads(line) for line in chaos("tests.chaos.many", *words).splitlines()]
 
 
 @pytest.fixture
 def reports(played) -> list[Report]:
-    return played[:-1]
+    return played[: -1 - len(PLANTED)]
 
 
 def wrong(report: dict[str, Any]) -> str:
@@ -149,6 +154,13 @@ def test_the_judge_sees_what_is_wrong(played, number: int, sabotage: str) -> Non
     report = played[-1][number]
     assert not report["ok"]
     assert re.search(SABOTAGES[sabotage], json.dumps([report["wrong"], report["foreign_gone"]])), report["wrong"]
+
+
+@pytest.mark.parametrize(("number", "fault"), list(enumerate(PLANTED)))
+def test_the_judge_sees_a_fault_of_the_products_own(played, number: int, fault: str) -> None:
+    report = played[-1 - len(PLANTED) + number]
+    assert not report["ok"]
+    assert re.search(PLANTED[fault], json.dumps(report["wrong"])), report["wrong"]
 
 
 def test_each_kept_seed_says_what_holds_its_fault_now() -> None:

@@ -221,6 +221,7 @@ def _redis(city: City, rng: random.Random) -> None:
 def _emptied(city: City, _rng: random.Random) -> None:
     """By a person's mistake, with everything that runs on it restarted."""
     city.used["redis-emptied"] += 1
+    city.chronicle.emptied()
     city.memory.empty()
     city.people.forgotten()
     if city.worker.running:
