@@ -156,6 +156,27 @@ class Checks:
         world.change_job(job.id, served="refused", reason=policy.reason)
         world.put_job(msgspec.structs.replace(world.jobs[job.id], refusal=policy.summary))
 
+    def gated(self) -> list[JobRecord]:
+        """Jobs for an environment that GitHub calls queued: some are told of so before they are approved."""
+        jobs = self._world.jobs.values()
+        return [record for record in jobs if record.job.wants_runner and record.job.environment and not record.approved]
+
+    async def ask_gate(self, record: JobRecord) -> None:
+        """Have the job wait where its environment's approval is still to come.  GitHub's next word that it is queued has it asked again."""
+        world, job = self._world, record.job
+        try:
+            pending = await self._github.pending_environments(job.installation, job.repo, job.run_id)
+        except (Unavailable, RateLimited):
+            return
+        except GitHubFailure:
+            pending = frozenset()  # whoever may not ask has GitHub's word that it is queued
+        if job.environment in pending:
+            why = f"environment {job.environment!r} waits for an approval"
+            world.change_job(job.id, state="waiting", reason=why)
+            world.tell_job(job.id, "waits_for_approval", why)
+        else:
+            world.put_job(msgspec.structs.replace(world.jobs[job.id], approved=True))
+
     def unsaid(self) -> list[JobRecord]:
         """Jobs whose commit status says something else than it ought to."""
         return [r for r in self._world.jobs.values() if r.refusal != r.status and r.job.head_sha]

@@ -127,6 +127,10 @@ class GitHub(Protocol):
         """The jobs of one attempt of a run; empty where there is no such run."""
         ...
 
+    async def pending_environments(self, installation: int, repo: str, run_id: int) -> frozenset[str]:
+        """Environments that jobs of the run wait for somebody's approval of; empty where there is no such run."""
+        ...
+
     async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
         """Jobs of the repository that are queued or in progress."""
         ...

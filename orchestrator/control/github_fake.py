@@ -116,6 +116,14 @@ class FakeGitHub:
             wanted = (repo, run_id, attempt)
             return [job for job in self.jobs.values() if (job.repo, job.run_id, job.attempt) == wanted]
 
+    async def pending_environments(self, installation: int, repo: str, run_id: int) -> frozenset[str]:
+        with self._call("pending_environments"):
+            self._known(installation)
+            waiting = [
+                job for job in self.jobs.values() if (job.repo, job.run_id, job.state) == (repo, run_id, "waiting")
+            ]
+            return frozenset(job.environment for job in waiting if job.environment)
+
     async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
         with self._call("queued_jobs"):
             self._known(installation)

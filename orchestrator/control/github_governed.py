@@ -80,6 +80,11 @@ class GovernedGitHub:
     async def run_jobs(self, installation: int, repo: str, run_id: int, attempt: int) -> list[Job]:
         return await self._do("check", installation, lambda: self._github.run_jobs(installation, repo, run_id, attempt))
 
+    async def pending_environments(self, installation: int, repo: str, run_id: int) -> frozenset[str]:
+        return await self._do(
+            "check", installation, lambda: self._github.pending_environments(installation, repo, run_id)
+        )
+
     async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
         return await self._do(self._sweep, installation, lambda: self._github.queued_jobs(installation, repo))
 

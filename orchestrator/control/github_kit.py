@@ -154,6 +154,11 @@ class KitGitHub:
         path = f"/repos/{repo}/actions/runs/{run_id}/attempts/{attempt}/jobs"
         return [job_of(item, installation, repo) for item in await self._list(installation, path, {}, "jobs")]
 
+    async def pending_environments(self, installation: int, repo: str, run_id: int) -> frozenset[str]:
+        path = f"/repos/{repo}/actions/runs/{run_id}/pending_deployments"
+        seen = await self._get(installation, path, often=True)
+        return frozenset(str(item["environment"]["name"]) for item in seen or ())
+
     async def queued_jobs(self, installation: int, repo: str) -> list[Job]:
         runs: set[int] = set()
         for status in ("queued", "in_progress"):

@@ -156,6 +156,7 @@ class Pass:
         note_losses(self.world)
         self.reruns.wish()
         await self._all(self.checks.judge(record) for record in self.checks.unjudged())
+        await self._all(self.checks.ask_gate(record) for record in self.checks.gated())
         drain_hosts(self.world)
         tell_before_the_line(self.world)
         if unkept := self._keep(self.world.baseline):

@@ -43,6 +43,8 @@ class JobRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     quiet_at: float = 0.0
     """When its runner ended in order, GitHub not having said that the job has."""
     rerun: Rerun | None = None
+    approved: bool = False
+    """GitHub said that nobody's approval of its environment is waited for."""
     wait: str = ""
     """What it waits for, in one word (`quota`, `room`, `turn`...); `Job.reason` has the words for people."""
     told: str = ""

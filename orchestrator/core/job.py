@@ -57,6 +57,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     runner_name: str = ""
     deploys: bool | None = None
     """It uses an environment; None where only the API told of the job, which doesn't say."""
+    environment: str = ""
+    """Which one; empty where it uses none, or only the API told of the job."""
     repo_id: int = 0
     """A repository keeps it when it is renamed or moved; 0 where nobody told it."""
     public: bool | None = None
@@ -126,6 +128,7 @@ def merge(known: Job | None, seen: Job) -> Job:
         completed_at=newer.completed_at or older.completed_at,
         conclusion=newer.conclusion or older.conclusion,
         deploys=_either(known.deploys, seen.deploys),
+        environment=newer.environment or older.environment,
         repo_id=newer.repo_id or older.repo_id,
         public=seen.public if seen.public is not None else known.public,
         runner_id=newer.runner_id or older.runner_id,

@@ -130,6 +130,7 @@ def _job(payload: _Payload, at: float) -> Job:
         runner_id=_number(seen.runner_id),
         runner_name=_text(seen.runner_name),
         deploys=payload.deployment is not None,
+        environment=_text(payload.deployment.get("environment")) if isinstance(payload.deployment, dict) else "",
         repo_id=_number(repository.id),
         public=not repository.private if isinstance(repository.private, bool) else None,
         story=(Moment(at, action, "delivery received"),),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.simulator.github.faults import DeliveryFault
 from tests.chaos.town import JIT, RUNNER, Town, story
 
 ATTEMPTS = r"/app/hook/deliveries/\d+/attempts"
@@ -165,6 +166,22 @@ async def test_row_08_a_gate_that_queues_twice(town: Town) -> None:
     town.city.github.engine.approve(job.run, approved=True)
     assert await town.comes_to_rest() == {"served": 1}
     assert len(town.calls("POST", JIT)) == 1
+
+
+@story()
+async def test_row_08_a_gate_of_which_only_queued_is_told(town: Town) -> None:
+    """GitHub is asked whether it is approved; a job that is doesn't wait."""
+    town.goes_wrong("gate-queued-twice", for_="10m")
+    town.city.github.faults.deliveries.append(DeliveryFault(effect="drop", event="workflow_job", action="waiting"))
+    (gated,), (open_,) = town.jobs(environment="production"), town.jobs(environment="test")
+    town.city.github.engine.approve(open_.run, approved=True)
+    await town.until(lambda: town.reason(gated))
+    assert await town.reason(gated) == "environment 'production' waits for an approval"
+    await town.until(lambda: open_.conclusion)
+    assert len(town.calls("POST", JIT)) == 1
+    town.city.github.engine.approve(gated.run, approved=True)
+    assert await town.comes_to_rest() == {"served": 2}
+    assert len(town.calls("POST", JIT)) == 2
 
 
 @story()

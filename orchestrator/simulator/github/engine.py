@@ -81,7 +81,9 @@ class Engine:
         run.attempts[run.attempt].extend(jobs)
         for job in jobs:
             if job.status == "waiting" and self._odd("queued-first", job):
+                job.status = "queued"
                 self._tell(job, "queued")
+                job.status = "waiting"
             self._tell(job, "waiting" if job.status == "waiting" else "queued")
         self.assign()
 

@@ -225,6 +225,8 @@ async def test_jobs(place: Place) -> None:
     assert (job.state, job.labels, job.repo, job.run_id) == ("queued", ("ironcd",), "acme/app", place.run)
     assert await place.github.get_job(place.installation, "acme/app", place.job + 999) is None
     assert await place.github.run_jobs(place.installation, "acme/app", place.run + 999, 1) == []
+    for run in (place.run, place.run + 999):
+        assert await place.github.pending_environments(place.installation, "acme/app", run) == frozenset()
     queued = await place.github.queued_jobs(place.installation, "acme/app")
     assert [found.id for found in queued] == [place.job]
 

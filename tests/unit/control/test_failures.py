@@ -244,6 +244,34 @@ async def test_row_08_approval_queues_it_twice(stage: Stage) -> None:
     await ends_well(stage, 1)
 
 
+@pytest.mark.parametrize("answers", [True, False])
+async def test_row_08_queued_is_told_and_the_run_waits_for_approval(answers: bool, stage: Stage) -> None:
+    """Whoever may not ask GitHub for what a run waits for has its word that the job is queued."""
+    await stage.hosts_move()
+    queued = msgspec.structs.replace(stage.job(1), deploys=True, environment="production")
+    stage.github.jobs[1] = msgspec.structs.replace(queued, state="waiting")
+
+    def trouble(call: str, _when: When) -> None:
+        if call == "pending_environments" and not answers:
+            raise Refused("403 Resource not accessible by integration")
+
+    stage.github.trouble = trouble
+    await stage.deliver(queued)
+    await stage.look()
+    assert len(await stage.runners()) == (0 if answers else 1)
+    if not answers:
+        return
+    assert (await stage.job_record(1)).job.reason == "environment 'production' waits for an approval"
+    asked = stage.github.calls.count("pending_environments")
+    await stage.look()
+    assert stage.github.calls.count("pending_environments") == asked, "not before there is news"
+    stage.github.jobs[1] = queued
+    await stage.deliver(queued)
+    await stage.look()
+    assert len(await stage.runners()) == 1
+    await ends_well(stage, 1)
+
+
 async def test_row_09_a_registration_whose_answer_was_lost(stage: Stage) -> None:
     lost = iter([True])
 
