@@ -61,11 +61,18 @@ def show(
     if as_json:
         print_json(job)
         return
-    print_table(("", ""), _facts(job))
+    began = float(job.get("created_at") or min((m["at"] for m in job.get("story", [])), default=time.time()))
+    print_table(("", ""), _facts(job, began))
     typer.echo("")
-    print_table(("stage", "", "time", "#took", "why"), _stages(job.get("stages", [])))
+    print_table(("stage", "", "time (UTC)", "#took", "why"), _stages(job.get("stages", []), began))
+    made = job.get("made_for_it", [])
+    if made:
+        typer.echo("")
+        print_table(("runner", "host", "start", "phase", "why it ended"), (_made_row(runner) for runner in made))
     typer.echo("")
-    print_table(("time", "#after", "what", "detail"), _story(job.get("story", [])))
+    print_table(("time (UTC)", "#after", "of", "what", "detail"), _story(job.get("story", []), began))
+    if any((runner.get("failure") or {}).get("console") for runner in made):
+        typer.echo("\nThe last lines of consoles of what failed: --json, made_for_it[].failure.console")
 
 
 def _known(job_id: int) -> dict[str, Any]:
@@ -113,13 +120,26 @@ _WAITING: tuple[tuple[str, ...], Row] = (
 _UNSERVED: tuple[tuple[str, ...], Row] = (("job", "repository", "name", "labels", "why"), _unserved_row)
 
 
-def _stages(stages: list[dict[str, Any]]) -> list[tuple[str, str, str, str, str]]:
+def _clock(at: float, began: float) -> str:
+    """The time of day, with the date where it isn't that on which the job began."""
+    shown, day = time.strftime("%H:%M:%S", time.gmtime(at)), time.strftime("%Y-%m-%d", time.gmtime(at))
+    return shown if day == time.strftime("%Y-%m-%d", time.gmtime(began)) else f"{day} {shown}"
+
+
+def _made_row(runner: dict[str, Any]) -> tuple[object, ...]:
+    failure = runner.get("failure") or {}
+    why = ": ".join(part for part in (failure.get("code", ""), failure.get("message", "")) if part)
+    ended = why or runner.get("detail") or runner.get("reason", "")
+    return (runner["id"], runner.get("host", ""), runner.get("start", ""), runner.get("phase", ""), ended)
+
+
+def _stages(stages: list[dict[str, Any]], began: float) -> list[tuple[str, str, str, str, str]]:
     from orchestrator.surface.cli.terminal import seconds
 
     rows = []
     for stage in stages:
         at, took = stage.get("at"), stage.get("took_s")
-        clock = time.strftime("%H:%M:%S", time.gmtime(at)) if at is not None else ""
+        clock = _clock(at, began) if at is not None else ""
         rows.append(
             (stage["title"], stage["state"], clock, seconds(took) if took is not None else "", stage.get("why", ""))
         )
@@ -130,8 +150,9 @@ def _state(job: dict[str, Any]) -> str:
     return str(job.get("conclusion") or job["state"])
 
 
-def _facts(job: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(job: dict[str, Any], began: float) -> list[tuple[str, str]]:
     facts = [("job", str(job["id"])), ("repository", job["repo"]), ("state", _state(job))]
+    facts.append(("queued at", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(began))))
     facts += [
         (name, str(job[name]))
         for name in ("name", "workflow", "run_id", "attempt", "runner", "reason")
@@ -149,16 +170,17 @@ def _facts(job: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _story(moments: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+def _story(moments: list[dict[str, Any]], began: float) -> list[tuple[str, ...]]:
     from orchestrator.surface.cli.terminal import seconds
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     before: float | None = None
     for moment in moments:
         at = float(moment["at"])
-        clock = time.strftime("%H:%M:%S", time.gmtime(at)) + f".{int(at * 10) % 10}"
-        rows.append(
-            (clock, "" if before is None else "+" + seconds(at - before), moment["what"], moment.get("detail", ""))
-        )
+        clock = f"{_clock(at, began)}.{int(at * 10) % 10}"
+        who = str(moment.get("who", ""))
+        whose = who if who == "job" else f"..{who[-5:]}"
+        after = "" if before is None else "+" + seconds(at - before)
+        rows.append((clock, after, whose, moment["what"], moment.get("detail", "")))
         before = at
     return rows

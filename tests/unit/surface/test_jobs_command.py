@@ -102,6 +102,33 @@ def test_a_jobs_stages_and_what_it_waits_for(plane: Plane, run: Run) -> None:
     assert any("delivery received" in line for line in lines)
 
 
+def test_times_of_another_day_say_which_and_each_line_whose_it_is(plane: Plane, run: Run) -> None:
+    day = 86400.0
+    stages = [STAGES[0], STAGES[1] | {"at": 1700000001.0 + day}]
+    story = [*STORY, {"at": 1700000001.0 + day, "who": "01HF7YAT00SP5WK684R668N99M", "what": "BOOTING", "detail": ""}]
+    plane.answers["jobs/7"] = {**WAITS, "created_at": 1700000000.0, "stages": stages, "story": story}
+    lines = run("jobs", "show", "7").splitlines()
+    assert any("queued at" in line and "2023-11-14 22:13:20 UTC" in line for line in lines)
+    (passed,) = (line for line in lines if "class matched" in line)
+    assert "2023-11-15 22:13:21" in passed
+    (booting,) = (line for line in lines if "BOOTING" in line)
+    assert booting.split()[2:] == ["+24", "h", "00", "min", "..8N99M", "BOOTING"]
+
+
+def test_runners_that_failed_are_told_with_why(plane: Plane, run: Run) -> None:
+    failure = {"code": "guest-silent", "message": "its guest said nothing", "console": "Kernel panic"}
+    made = [
+        {"id": "01HF7YAT00SP5WK684R668N99M", "host": "h1", "start": "cold", "phase": "GONE", "failure": failure},
+        {"id": "01HF7YAT00SP5WK684R668N99N", "host": "h2", "start": "clone", "phase": "RUNNING", "failure": None},
+    ]
+    plane.answers["jobs/7"] = {**WAITS, "stages": STAGES, "story": STORY, "made_for_it": made}
+    shown = run("jobs", "show", "7")
+    (row,) = (line for line in shown.splitlines() if "N99M " in line)
+    assert row.split()[1:] == ["h1", "cold", "GONE", "guest-silent:", "its", "guest", "said", "nothing"]
+    assert "Kernel panic" not in shown
+    assert "made_for_it[].failure.console" in shown
+
+
 def test_a_job_that_nobody_knows(plane: Plane, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(sys.stderr, "write", said.append)
