@@ -84,6 +84,8 @@ class Agent:
         self._ends = ThreadPoolExecutor(_THREADS, thread_name_prefix="end")
         """Of its own: however slowly VMs are torn down, the next ones start."""
         self._capacity = Capacity(0, 0, 0)
+        self._kept_mib = 0
+        """Of memory, by templates; `_capacity` is less that."""
         self._erase_problem: Failure | None = None
         self._decisions = Decisions(parts.paths.decided, parts.records)
         self._boot = boot_id()
@@ -94,6 +96,7 @@ class Agent:
         parts.changed = self.changed
         parts.templates = Templates(parts)
         parts.templates.uses = self._clones
+        parts.templates.memory = self._memory
 
     # --- what comes in
 
@@ -191,6 +194,8 @@ class Agent:
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
             self._sweep(now)
+        if self.parts.templates.sealed_bytes() >> 20 != self._kept_mib:
+            self._measure()
         with self._lock:
             self._take_from_pool()
             for ulid in sorted((self._wishes.keys() | self._runners.keys()) - self.pool.ids()):
@@ -432,9 +437,16 @@ class Agent:
                 self.vm_ended(runner.names.domain, "gone")
         self.pool.look(alive)
 
+    def _measure(self) -> None:
+        self._kept_mib = self.parts.templates.sealed_bytes() >> 20
+        self._capacity = capacity_of(self.parts.settings, self.parts.paths, kept_mib=self._kept_mib)
+
+    def _memory(self) -> tuple[int, int]:
+        """`templates.HostMemory`."""
+        return self._capacity.memory_mib + self._kept_mib, sum(machine.memory_mib for machine in self._in_use())
+
     def _sweep(self, now: float) -> None:
-        kept_mib = self.parts.templates.sealed_bytes() >> 20
-        self._capacity = capacity_of(self.parts.settings, self.parts.paths, kept_mib=kept_mib)
+        self._measure()
         if self.parts.records.unwritable is not None:
             self._keep_desired()
             self.changed()

@@ -70,9 +70,12 @@ class SealedMemory:
 
     @property
     def taken_bytes(self) -> int:
-        """Memory of this machine that it takes, beside what clones have of their own."""
+        """Memory of this machine that it can take, beside what clones have of their own: its whole size.
+
+        A page that no template's guest ever touched is made in it when the first clone touches it, and stays.
+        """
         with self._lock:
-            return os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0
+            return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else 0
 
     def close(self) -> None:
         with self._lock:
@@ -107,6 +110,18 @@ SharedMemory = SealedMemory | ReadOnlyMemory
 def memory_of(template: Template, version: str, group: int) -> SharedMemory:
     """The memory of ``template``, compared with its manifest, for QEMU of ``version``."""
     return ReadOnlyMemory(template, group) if opens_read_only(version) else SealedMemory(template)
+
+
+def no_room(size: int, total: int, taken: int, kept: int, largest: int) -> str:
+    """Why a sealed copy of ``size`` can't be kept; empty where it can.  All in MiB: of ``total`` VMs have ``taken``, other copies ``kept``.
+
+    A machine of the ``largest`` class that is wanted must fit beside it, or that class could have no machine here any more.
+    """
+    if total - kept - size < largest:
+        return f"QEMU before 8.2 needs {size} MiB for it, and then a machine of {largest} MiB has no room on this host"
+    if total - kept - taken < size:
+        return f"QEMU before 8.2 needs {size} MiB for it, which VMs have now"
+    return ""
 
 
 def seal(descriptor: int) -> None:

@@ -8,6 +8,8 @@ cold, and their records say why.
 
 from __future__ import annotations
 
+import errno
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from orchestrator.host.parts import Cancelled, Parts
 from orchestrator.host.template_build import Build
 from orchestrator.host.template_files import Template
 from orchestrator.host.template_key import Basis, basis_of
-from orchestrator.host.template_memory import SharedMemory, memory_of
+from orchestrator.host.template_memory import SharedMemory, memory_of, no_room, opens_read_only
 
 log = structlog.get_logger()
 
@@ -35,7 +37,12 @@ UNWANTED_S = 3600.0
 DOUBTS = 2
 """A template that was found whole and failed so often in a row is made anew."""
 
+_PASSING = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINTR})
+"""Errors of this machine while a template is read, which say nothing of the template."""
+
 Uses = Callable[[], dict[str, int]]
+HostMemory = Callable[[], tuple[int, int]]
+"""MiB that VMs and templates can have together, and those that VMs have."""
 
 
 class Cold(Exception):
@@ -87,6 +94,7 @@ class Templates:
         self._closed = False
         self.uses: Uses = dict
         """Living clones by their template's key; the agent knows."""
+        self.memory: HostMemory = lambda: (sys.maxsize, 0)
 
     # --- for a machine that starts
 
@@ -192,9 +200,9 @@ class Templates:
         return self._problem
 
     def sealed_bytes(self) -> int:
-        """Memory of this machine that the sealed copies take."""
+        """Memory of this machine that the sealed copies can take."""
         with self._lock:
-            return sum(known.memory.taken_bytes for known in self._known.values() if known.memory is not None)
+            return self._kept_mib() << 20
 
     def close(self) -> None:
         with self._lock:
@@ -241,6 +249,7 @@ class Templates:
         for known in wanted.values():
             if known.template is not None and known.template.manifest.created < self._since:
                 self._discard(known, "to be made anew")
+        self._make_way()
         self._forget_unwanted(self._parts.clock())
 
     def _remove(self) -> None:
@@ -264,12 +273,13 @@ class Templates:
     def _next(self, now: float, has_room: Callable[[MachineClass], bool]) -> Callable[[], None] | None:
         folder = self._parts.paths.templates
         there = set(files.list_keys(folder))
-        for key, known in self._known.items():
-            if known.unchecked and key in there:
+        due = {key: known for key, known in self._known.items() if now >= known.not_before}
+        for key, known in due.items():
+            if known.unchecked and key in there and not self._is_kept_out(known):
                 return lambda known=known: self._check(known)  # type: ignore[misc]  # mypy infers no type for a default
-        for key, known in self._known.items():
+        for key, known in due.items():
             missing = known.classes and known.image is not None and key not in there
-            if missing and now >= known.not_before and has_room(known.machine):
+            if missing and not self._is_kept_out(known) and has_room(known.machine):
                 self._build = Build(self._parts, known.machine, known.image, known.basis)  # type: ignore[arg-type]
                 self._tell(known, "building", "")
                 return lambda known=known, build=self._build: self._make(known, build)  # type: ignore[misc]
@@ -284,6 +294,10 @@ class Templates:
             memory = memory_of(template, self._parts.hypervisor.version(), self._parts.qemu_group or 0)
             identity = files.identity(template)
         except (IronCDError, OSError) as error:
+            if _is_passing(error):
+                log.warning("template_unread", key=key[:12], error=str(error), again_in=PAUSES_S[0])
+                known.not_before = self._parts.uptime() + PAUSES_S[0]
+                return
             log.warning("template_broken", key=key[:12], error=str(error))
             with self._lock:
                 self._discard(known, str(error))
@@ -324,6 +338,31 @@ class Templates:
             "template-failed", message, "Jobs of its classes boot cold; it is tried again by itself."
         )
         self._tell(known, "failed", message)
+
+    def _is_kept_out(self, known: _Known) -> bool:
+        """Whether there is no memory for its sealed copy; jobs boot cold then, as its reason says."""
+        if opens_read_only(self._hypervisor):  # its QEMU's version is the first number in there
+            return False
+        total, taken = self.memory()
+        why = no_room(known.machine.memory_mib, total, taken, self._kept_mib(but=known), self._largest_mib())
+        if why and why != known.reason:
+            self._tell(known, "failed", why)
+        return bool(why)
+
+    def _make_way(self) -> None:
+        """Let sealed copies go, the largest first, that leave too little for a machine of a class that is wanted now."""
+        total, _ = self.memory()
+        for known in sorted(self._known.values(), key=lambda known: -known.machine.memory_mib):
+            if self._kept_mib() and total - self._kept_mib() < self._largest_mib():
+                _close(known)
+                self._let_go(known, "a class needs the memory of its sealed copy")
+
+    def _kept_mib(self, but: _Known | None = None) -> int:
+        kept = (known.memory for known in self._known.values() if known is not but and known.memory is not None)
+        return sum(memory.taken_bytes for memory in kept) >> 20
+
+    def _largest_mib(self) -> int:
+        return max((machine.memory_mib for machine in (*self._classes, *self._asked.values())), default=0)
 
     def _tell(self, known: _Known, state: TemplateState, reason: str) -> None:
         known.state, known.reason, known.since = state, reason, self._parts.clock()
@@ -382,6 +421,12 @@ class Templates:
     def _is_wanted(self, key: str) -> bool:
         known = self._known.get(key)
         return known is not None and bool(known.classes)
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, HostError):
+        return error.code.startswith("libvirt-")
+    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def _close(known: _Known) -> None:

@@ -23,7 +23,7 @@ from orchestrator.host.paths import host_paths, make_folders
 from orchestrator.host.record import Records
 from orchestrator.host.slots import Slots
 from orchestrator.host.template_key import basis_of
-from orchestrator.host.template_memory import SealedMemory, opens_read_only
+from orchestrator.host.template_memory import SealedMemory, no_room, opens_read_only
 from orchestrator.host.templates import Cold, Lease, Templates
 
 MACHINE = MachineClass("ironcd", vcpus=1, memory_mib=2, disk_gib=1)
@@ -229,6 +229,64 @@ def test_where_a_job_needs_the_room_there_is_none(host) -> None:
     assert list(host.paths.templates.iterdir()) == []
     host.silent = False
     host.until(lambda: host.states() == ["ready"])
+
+
+@pytest.mark.parametrize(
+    ("total", "taken", "kept", "largest", "is_room"),
+    [(16, 0, 0, 8, True), (15, 0, 0, 8, False), (16, 8, 0, 8, True), (16, 9, 0, 8, False), (24, 8, 9, 8, False)],
+)
+def test_a_sealed_copy_takes_its_whole_size_and_leaves_room_for_every_class(
+    total, taken, kept, largest, is_room
+) -> None:
+    assert (no_room(8, total, taken, kept, largest) == "") is is_room
+
+
+def test_a_host_of_one_machine_keeps_no_sealed_copy_in_its_way(host) -> None:
+    host.templates.memory = lambda: (3, 0)  # MiB: one machine of 2 fits, and none beside a copy of 2
+    host.want()
+    host.until(lambda: host.states() == ["failed"])
+    assert "no room on this host" in host.cold()
+    assert host.templates.sealed_bytes() == 0
+    host.templates.memory = lambda: (4, 0)
+    host.until(lambda: host.states() == ["ready"])
+    assert host.templates.sealed_bytes() == 2 << 20, "what clones can make of it, and not what it takes now"
+
+
+def test_a_larger_class_has_sealed_copies_let_go(host) -> None:
+    host.ready()
+    host.templates.memory = lambda: (6, 0)
+    host.want(MACHINE, msgspec.structs.replace(MACHINE, name="large", memory_mib=6, start="cold"))
+    host.until(lambda: host.states() == ["failed"] and not host.templates.sealed_bytes())
+    assert "a machine of 6 MiB" in host.cold()
+    assert len(files.list_keys(host.paths.templates)) == 1, "it is there still"
+    host.want()
+    host.until(lambda: host.states() == ["ready"])
+    assert len(host.hypervisor.specs) == 1, "and was not made anew"
+
+
+def test_a_qemu_that_opens_for_reading_needs_no_copy(host) -> None:
+    host.templates.memory = lambda: (2, 2)
+    host.hypervisor.identity, host.hypervisor.version = (lambda: "QEMU 8.2.0, libvirt 9"), (lambda: "8.2.0")
+    host.ready()
+    assert host.templates.sealed_bytes() == 0
+
+
+@pytest.mark.parametrize("error", [HostError("no libvirt", code="libvirt-away", remedy=""), OSError(12, "no memory")])
+def test_what_this_machine_is_short_of_for_a_moment_costs_no_template(host, error, monkeypatch) -> None:
+    key = host.ready().template.key
+
+    def refuse() -> str:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.hypervisor, "version", refuse)
+        host.templates.doubt(key, "libvirt was restarted")
+        for _ in range(5):
+            host.turn()
+        assert "its template isn't ready" in host.cold()
+        assert files.list_keys(host.paths.templates) == [key]
+    host.until(lambda: host.states() == ["ready"])
+    assert len(host.hypervisor.specs) == 1
 
 
 def test_a_failed_build_is_told_and_tried_again_later_and_later(host) -> None:
