@@ -168,6 +168,25 @@ def test_the_gateway_isnt_killed_while_a_job_tries_the_ways_out() -> None:
     assert city.killed == ["agent", "gateway"]
 
 
+def _story(*runners: tuple[str, int]) -> dict[str, Any]:
+    return {"state": "completed", "made_for_it": [{"phase": phase, "job_id": job} for phase, job in runners]}
+
+
+def test_a_job_is_over_though_the_machine_made_for_it_works_at_another() -> None:
+    """GitHub gives a job to whichever runner asks first: the other one's job may be the one that waits for this end."""
+    seen = Seen(WHOLE, ids=[1])
+    assert not seen.over
+    for runners, over in (
+        ((("GONE", 1), ("RUNNING", 2)), True),
+        ((("GONE", 1), ("DESTROYING", 1)), False),
+        ((("GONE", 2), ("BOOTING", 0)), False),
+    ):
+        seen.story = _story(*runners)
+        assert seen.over == over, runners
+    seen.story["state"] = "in_progress"
+    assert not seen.over
+
+
 def report(**more: Any) -> dict[str, Any]:
     counts = {
         "jobs": 4,

@@ -62,7 +62,15 @@ class Seen(msgspec.Struct):
 
     @property
     def over(self) -> bool:
-        return bool(self.story) and scenario.is_over(self.story)
+        """It has ended, and so has every machine made for it, but for those that GitHub gave to another job."""
+        story = self.story
+        return (
+            bool(story) and story["state"] == "completed" and all(_is_done(it, self.ids) for it in story["made_for_it"])
+        )
+
+
+def _is_done(runner: dict[str, Any], jobs: list[int]) -> bool:
+    return runner["phase"] == "GONE" or bool(runner["job_id"] and runner["job_id"] not in jobs)
 
 
 class VmCity:
