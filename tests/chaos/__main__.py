@@ -40,7 +40,7 @@ def main() -> int:
         asked.output.write_bytes(text)
     sys.stdout.buffer.write(text)
     for tier, found in reports.items():
-        for what in [*found.get("wrong", ()), *found.get("foreign_gone", ())][:10]:
+        for what in [*found.get("wrong", ()), *found.get("foreign_gone", ()), *found.get("unseen", ())][:10]:
             _say(f"{tier}: WRONG {what}")
     _say(f"seed {asked.seed}: {'ok' if report['ok'] else 'FAILED'}, {time.monotonic() - began:.0f} s")
     return 0 if report["ok"] else 1
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="where the report goes, beside standard output")
     parser.add_argument("--journal", type=Path, help="a folder for every line of what happened, by tier")
     parser.add_argument(
-        "--sabotage", default="", help="do what must be found out: lose-a-job, leave-a-disk, touch-a-stranger"
+        "--sabotage",
+        default="",
+        help="do what must be found out, in every tier: lose-a-job, leave-a-disk, touch-a-stranger",
     )
     return parser
 

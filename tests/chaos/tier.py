@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--journal", type=Path)
     parser.add_argument("--sabotage", default="")
-    parser.add_argument("--then", default="", help="of `real`: a sabotage behind the report, judged as well")
+    parser.add_argument("--then", default="", help="not of the crowd: a sabotage behind the report, judged as well")
     asked = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -35,15 +35,15 @@ def _report(asked: argparse.Namespace) -> msgspec.Struct:
         from tests.chaos import run as crowd
 
         return crowd.run(asked.jobs, asked.seed, journal=asked.journal, sabotage=asked.sabotage)
+    more = {"journal": asked.journal, "sabotage": asked.sabotage, "then": asked.then}
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if asked.tier == "real":
         from tests.chaos import real_run as real
 
-        more = {"journal": asked.journal, "sabotage": asked.sabotage, "then": asked.then}
         return real.run(asked.jobs, asked.seed, told=_told("real"), **more)
     from tests.chaos import vm_run as vms
 
-    return vms.run(asked.jobs, asked.seed, journal=asked.journal, sabotage=asked.sabotage, told=_told("vms"))
+    return vms.run(asked.jobs, asked.seed, told=_told("vms"), **more)
 
 
 def _told(tier: str) -> Callable[[str], None]:

@@ -102,8 +102,11 @@ def _run(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ironcd-tier-") as folder:
         output = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "tests.chaos.tier", tier, "--jobs", str(jobs), "--seed", str(seed)]
+        # Where this one is killed outright the tier takes away what it made, in place of going on unseen.
+        command = ["setpriv", "--pdeathsig", "TERM", "--"]
+        command += [sys.executable, "-m", "tests.chaos.tier", tier, "--jobs", str(jobs), "--seed", str(seed)]
         command += ["--output", str(output), "--sabotage", sabotage]
+        command += ["--then", "all"] if tier == "vms" and not sabotage else []
         command += ["--journal", str(journal / tier)] if journal is not None else []
         # The order of a set is part of what happens: it must be the same in each run.
         env = {**os.environ, "PYTHONHASHSEED": "0"}

@@ -19,6 +19,7 @@ from orchestrator.host import qemu_process
 from orchestrator.host.paths import host_paths
 from orchestrator.surface.demo import scenario
 from orchestrator.surface.demo.lab import Lab
+from orchestrator.surface.demo.traps import Traps
 from orchestrator.surface.demo.workflow import ALLOWED, POLICY_PATH, steps_of
 from orchestrator.surface.settings import read_secret
 from orchestrator.system.process import run
@@ -88,6 +89,9 @@ class VmCity:
         """Of every runner that was made."""
         self.takers: dict[tuple[str, str], set[str]] = {}
         """Job's key and attempt, to the runners that the outside heard of working at it."""
+        self.caught: list[str] = []
+        """Who reached a port of the host's own."""
+        self._traps: Traps | None = None
 
     def simulated(self, method: str, path: str, **more: Any) -> Any:
         """As `Lab.simulated`."""
@@ -103,10 +107,24 @@ class VmCity:
         self.simulated("POST", "repositories", json={"name": RERUN})
         for name in (RERUN, NO_RERUN):
             self.simulated("PUT", f"repositories/acme/{name}/files/{POLICY_PATH}", content=POLICY.encode())
-        self.nft("add", "table", "inet", FOREIGN_TABLE)
+        self.set_strangers_table()
         for place in (self.paths.disks, self.paths.seeds):
             for file in FOREIGN_FILES:
                 (place / file).write_text("not ours")
+
+    def set_strangers_table(self) -> None:
+        self.nft("add", "table", "inet", FOREIGN_TABLE)
+
+    def set_traps(self) -> None:
+        """In the VMs' namespace as it is now."""
+        self._traps = Traps(self.lab.vm_netns, scenario.TRAPPED)
+        self._traps.caught = self.caught
+        self._traps.__enter__()
+
+    def lift_traps(self) -> None:
+        if self._traps is not None:
+            self._traps.__exit__()
+            self._traps = None
 
     def begin(self, job: VmJob) -> None:
         self.resolves(f"go-{job.key}", to=[])

@@ -100,9 +100,9 @@ def ends(city: VmCity) -> tuple[Counter[str], list[str]]:
 # The wall
 
 
-def wall(city: VmCity, caught: list[str]) -> list[Check]:
+def wall(city: VmCity) -> list[Check]:
     """Of every job that tried the ways out: none led anywhere, all are on record; and nothing that mustn't be was seen outside."""
-    outside = outside_of(city.lab, caught)
+    outside = outside_of(city.lab, city.caught)
     strangers = city.simulated("GET", "world/sources")["strangers"]
     checks = [
         *judge_outside(outside),
@@ -161,7 +161,7 @@ def left(city: VmCity) -> dict[str, list[str]]:
     taps = {names_of(ulid).tap for ulid in city.ulids}
     paths = city.paths
     return {
-        "domains": _domains(city),
+        "domains": domains(city),
         "disks": _ours(paths.disks) + _ours(paths.boot),
         "seeds": _ours(paths.seeds),
         "taps": sorted({tap for tap in taps if f'"{tap}"' in outside} | set(re.findall(r'"(ic[0-9a-z]{13})"', inside))),
@@ -193,7 +193,7 @@ def _ours(folder: Any) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in FOREIGN_FILES) if folder.is_dir() else []
 
 
-def _domains(city: VmCity) -> list[str]:
+def domains(city: VmCity) -> list[str]:
     """Of this lab's agent; there may be others on the machine."""
     uri = city.lab.stack.host.libvirt_uri
     found = []
@@ -215,3 +215,14 @@ async def _keys(city: VmCity) -> list[str]:
     settings = city.lab.settings.redis
     async with Redis.from_url(settings.url) as client:
         return await keys_left(Store(client, settings.prefix), settings.prefix)
+
+
+def broken(city: VmCity) -> list[str]:
+    """What the processes themselves say they didn't foresee."""
+    return [
+        f"{path.name}: {line[-1500:]}"
+        for path in sorted(city.lab.logs.glob("*.log"))
+        if not path.name.startswith(("console-", "job-"))
+        for line in path.read_text(errors="replace").splitlines()
+        if "loop_broke" in line or "AssertionError" in line
+    ]

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -18,10 +19,9 @@ import msgspec
 from orchestrator.surface.demo import scenario
 from orchestrator.surface.demo.image import ensure_image
 from orchestrator.surface.demo.lab import CACHE, Lab, clear_dead
-from orchestrator.surface.demo.traps import Traps
-from tests.chaos import vm_oracle
+from tests.chaos import vm_oracle, vm_spoils
 from tests.chaos.run import ByPlan
-from tests.chaos.vm_city import CONTROL, FOREIGN_TABLE, PACE, VmCity
+from tests.chaos.vm_city import CONTROL, PACE, VmCity
 from tests.chaos.vm_plan import VmPlan, plan
 from tests.chaos.vm_play import Play
 
@@ -33,6 +33,8 @@ class Report(ByPlan, kw_only=True):
     checks: int
     """So many things were looked at, of the wall and of what is left; what doesn't hold is in ``wrong``."""
     accelerator: str
+    unseen: tuple[str, ...] = ()
+    """What was done behind the report (``then``) and wasn't found."""
 
 
 def may_run() -> str:
@@ -44,9 +46,20 @@ def may_run() -> str:
 
 
 def run(
-    jobs: int, seed: int, *, journal: Path | None = None, sabotage: str = "", told: Callable[[str], None] = print
+    jobs: int,
+    seed: int,
+    *,
+    journal: Path | None = None,
+    sabotage: str = "",
+    then: str = "",
+    told: Callable[[str], None] = print,
 ) -> Report:
-    """``journal``: a folder for every process' log, the jobs' logs and the machines' consoles."""
+    """``journal``: a folder for every process' log, the jobs' logs and the machines' consoles.
+
+    ``then``: what is done behind the report to see that the judge sees it, ``all`` or one of `vm_spoils.SPOILS`.
+    """
+    for name in {sabotage, then} - {"", "all", *vm_spoils.SPOILS}:
+        raise ValueError(f"nothing here is called {name!r}")
     began = time.monotonic()
     logs = journal or Path("build") / "chaos-logs"
     shutil.rmtree(logs, ignore_errors=True)
@@ -62,38 +75,36 @@ def run(
         told(f"machines are {accelerator}" + (f", and boot cold: {why_not}" if why_not else ", cloned from a template"))
         city = VmCity(lab, drawn.jobs, told)
         city.furnish()
-        with Traps(lab.vm_netns, scenario.TRAPPED) as traps:
+        city.set_traps()
+        try:
             play = Play(city, drawn)
             play.run()
-            _spoil(city, sabotage)
             told("looking at what came of it")
-            return _report(city, play, traps.caught, drawn, accelerator, seed, began)
+            with _spoiled(city, sabotage):
+                report = _report(city, play, drawn, accelerator, seed, began)
+            if then:
+                told("doing what must never happen, to see that it is found")
+                report.unseen = vm_spoils.unseen(city, then)
+            report.ok = report.ok and not report.unseen
+            return report
+        finally:
+            city.lift_traps()
 
 
-def _spoil(city: VmCity, what: str) -> None:
-    """Do what must be found out."""
-    match what:
-        case "leave-a-disk":
-            (city.paths.disks / "left-behind.qcow2").touch()  # not by a name that an agent sweeps
-        case "lose-a-job":
-            next(iter(city.jobs.values())).lost = ""
-        case "touch-a-stranger":
-            city.nft("delete", "table", "inet", FOREIGN_TABLE)
-        case _:
-            pass
+def _spoiled(city: VmCity, what: str) -> AbstractContextManager[None]:
+    """Something done that must be found out."""
+    return vm_spoils.SPOILS[what].plant(city) if what else nullcontext()
 
 
-def _report(
-    city: VmCity, play: Play, caught: list[str], drawn: VmPlan, accelerator: str, seed: int, began: float
-) -> Report:
+def _report(city: VmCity, play: Play, drawn: VmPlan, accelerator: str, seed: int, began: float) -> Report:
     kinds, wrong = vm_oracle.ends(city)
     leaked = _left(city)
-    checks = [*vm_oracle.wall(city, caught), *vm_oracle.also_gone(city)]
+    checks = [*vm_oracle.wall(city), *vm_oracle.also_gone(city)]
     foreign = vm_oracle.foreign_gone(city)
     faults = city.simulated("GET", "faults")["used"]
     wrong += [f"left: {kind} {things}" for kind, things in leaked.items() if things]
     wrong += [f"{check.name}: {check.seen}" for check in checks if not check.ok]
-    wrong += [*play.wrong, *_broken(city)]
+    wrong += [*play.wrong, *vm_oracle.broken(city)]
     return Report(
         jobs=len(drawn.jobs),
         served=kinds["served"] + kinds["served_after_loss"],
@@ -124,14 +135,3 @@ def _left(city: VmCity) -> dict[str, list[str]]:
     while any((found := vm_oracle.left(city)).values()) and time.monotonic() < limit:
         time.sleep(0.5)
     return found
-
-
-def _broken(city: VmCity) -> list[str]:
-    """What the processes themselves say they didn't foresee."""
-    return [
-        f"{path.name}: {line[-1500:]}"
-        for path in sorted(city.lab.logs.glob("*.log"))
-        if not path.name.startswith(("console-", "job-"))
-        for line in path.read_text(errors="replace").splitlines()
-        if "loop_broke" in line or "AssertionError" in line
-    ]
