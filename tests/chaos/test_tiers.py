@@ -73,19 +73,23 @@ def test_the_plan_of_every_tier_comes_from_the_seed_alone() -> None:
     assert all(plans(shares(None, {}), 5)[tier] != other[tier] for tier in other)
 
 
-def test_a_plan_with_machines_kills_every_process_and_a_qemu_and_drains() -> None:
+def test_a_plan_with_machines_kills_every_process_and_a_qemu_or_a_host_and_drains() -> None:
     known = {name for name, _ in MILESTONES} | set(vm_plan.OWN_MARKS)
     assert set(vm_plan.PROCESSES) == set(PROCESSES)
     assert set(vm_plan.FAULTS) <= set(CATALOGUE)
+    ways = set()
     for seed in range(30):
         made = plan(3, seed)
         assert [(job.role, job.repository) for job in made.jobs if job.role != "whole"] == [
             ("crash", RERUN),
             ("drain", RERUN),
         ]
-        assert {kill.process for kill in made.kills} == {*PROCESSES, "qemu"}
+        crashed = {kill.process for kill in made.kills} - set(PROCESSES)
+        assert crashed in ({"qemu"}, {"host"})
+        ways |= crashed
         assert {kill.mark for kill in made.kills} <= known
         assert "going" not in {kill.mark for kill in made.kills if kill.process == "gateway"}
+    assert ways == {"qemu", "host"}
     assert [job.role for job in plan(1, 1).jobs] == ["crash"]
     assert {(job.role, job.repository) for job in plan(4, 1).jobs} >= {("crash", RERUN), ("crash", NO_RERUN)}
 
@@ -185,6 +189,18 @@ def test_a_job_is_over_though_the_machine_made_for_it_works_at_another() -> None
         assert seen.over == over, runners
     seen.story["state"] = "in_progress"
     assert not seen.over
+
+
+def test_nothing_else_begins_beside_a_job_whose_host_reboots() -> None:
+    city: Any = _City(CRASH)
+    begun: list[str] = []
+    city.jobs, city.begin = {"a": Seen(CRASH, ids=[1]), "c": Seen(WHOLE)}, lambda job: begun.append(job.key)
+    play = Play(city, VmPlan((CRASH, WHOLE), (Kill("a", "at_work", 0.0, "host"),), (), 1.0))
+    play._begin_some()
+    assert begun == []
+    city.jobs["a"].lost = "vm-crashed"
+    play._begin_some()
+    assert begun == ["c"]
 
 
 def report(**more: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ after it was seen, so that a plan means the same on a quick machine and on a slo
 =========  ========================================================================================================
 role       what becomes of the job
 =========  ========================================================================================================
-crash      its QEMU is killed while it works: an infrastructure loss at once; run again only in `RERUN`, and then served
+crash      its QEMU is killed while it works, or its whole host reboots (of the first one, by the seed): an infrastructure
+           loss at once; run again only in `RERUN`, and then served
 whole      it is served, whatever dies beside it
 drain      its host is drained while it works, and the deadline passes
 =========  ========================================================================================================
@@ -46,7 +47,7 @@ class VmJob(msgspec.Struct, frozen=True):
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """``process`` (`PROCESSES`, or ``qemu`` of the job) is killed ``after_s`` after ``job`` was seen to have passed ``mark``."""
+    """``process`` (`PROCESSES`, ``qemu`` of the job, or all of its ``host``) is killed ``after_s`` after ``job`` was seen to have passed ``mark``."""
 
     job: str
     mark: str
@@ -68,18 +69,25 @@ class VmPlan(msgspec.Struct, frozen=True):
     drain_s: float
     """From the drain to its deadline."""
 
+    def is_alone(self, job: VmJob) -> bool:
+        """No other job's machine may go down with its host."""
+        return any((kill.job, kill.process) == (job.key, "host") for kill in self.kills)
+
 
 def plan(jobs: int, seed: int) -> VmPlan:
-    """Each process is killed at least once, and so is one QEMU; a drain is among three jobs or more."""
+    """Each process is killed at least once, and one QEMU or a whole host; a drain is among three jobs or more."""
     rng = random.Random(f"vms {seed}")
     made = _jobs(jobs, rng)
     kills = [_kill(rng, made, process) for process in (*PROCESSES, *rng.choices(PROCESSES, k=jobs))] if jobs else []
-    kills += [Kill(job.key, "at_work", round(rng.uniform(0.0, 2.0), 2), "qemu") for job in made if job.role == "crash"]
+    crashed = [(job.key, round(rng.uniform(0.0, 2.0), 2)) for job in made if job.role == "crash"]
     faults = (
         [Fault(rng.choice(made).key, name) for name in rng.sample(FAULTS, min(len(FAULTS), 1 + jobs // 2))]
         if jobs
         else []
     )
+    drain_s = round(rng.uniform(2.0, 8.0), 1)
+    first = rng.choice(("qemu", "host"))
+    kills += [Kill(key, "at_work", at, "qemu" if number else first) for number, (key, at) in enumerate(crashed)]
     order = {job.key: number for number, job in enumerate(made)}
     return VmPlan(
         jobs=tuple(made),
@@ -89,7 +97,7 @@ def plan(jobs: int, seed: int) -> VmPlan:
             )
         ),
         faults=tuple(sorted(faults, key=lambda fault: (order[fault.job], fault.name))),
-        drain_s=round(rng.uniform(2.0, 8.0), 1),
+        drain_s=drain_s,
     )
 
 

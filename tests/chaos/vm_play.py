@@ -6,6 +6,7 @@ import time
 
 from tests.chaos.vm_city import GITHUB_NOTICES_S, Seen, VmCity
 from tests.chaos.vm_plan import Kill, VmPlan
+from tests.chaos.vm_reboot import reboot
 
 LOOK_S = 0.3
 AT_ONCE = 2
@@ -61,7 +62,7 @@ class Play:
             alive = [
                 seen for seen in self.city.jobs.values() if seen.ids and not seen.over and not waits_for_github(seen)
             ]
-            if len(alive) >= AT_ONCE:
+            if len(alive) >= AT_ONCE or any(self.plan.is_alone(seen.plan) for seen in alive):
                 return
             for fault in self.plan.faults:
                 if fault.job == job.key:
@@ -94,12 +95,22 @@ class Play:
             passed = seen.passed.get(kill.mark) or (now if is_finished(seen) else None)
             if passed is None or now < passed + kill.after_s or (kill.process == "gateway" and self._one_tries()):
                 continue
-            if self.city.kill_machine(seen) if kill.process == "qemu" else self.city.kill(kill.process):
+            if self._die(kill, seen):
                 self.city.told(f"killed {kill.process} ({kill.mark} of {kill.job} and {kill.after_s} s)")
                 self._kills.remove(kill)
-            elif kill.process == "qemu" and is_finished(seen):
+            elif kill.process in ("qemu", "host") and is_finished(seen):
                 self.wrong.append(f"{kill}: there was no machine to kill")
                 self._kills.remove(kill)
+
+    def _die(self, kill: Kill, seen: Seen) -> bool:
+        """False where it has to be asked again."""
+        match kill.process:
+            case "qemu":
+                return self.city.kill_machine(seen)
+            case "host":
+                return reboot(self.city)
+            case process:
+                return self.city.kill(process)
 
     def _one_tries(self) -> bool:
         """A job tries the ways out: what it tries while there is no gateway is refused, and isn't on record."""
