@@ -49,10 +49,7 @@ def give_up(world: World) -> None:
             continue
         last = next((m.detail for m in reversed(job.story) if m.what == "runner_failed"), "")
         why = NO_JOB if last.endswith(": idle") else last
-        reason = f"{job.replacements} runners failed; the last one: {why}"
-        world.put_job(msgspec.structs.replace(record, permanent=reason))
-        world.change_job(job.id, reason=reason)
-        world.tell_job(job.id, "given_up", reason)
+        world.give_up(job.id, f"{job.replacements} runners failed; the last one: {why}")
 
 
 def _is_served(world: World, job_id: int) -> bool:

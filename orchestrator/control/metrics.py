@@ -25,7 +25,7 @@ from orchestrator.control.records import JobRecord, RunnerRecord, Sighting
 from orchestrator.control.store import Store
 from orchestrator.control.views import runners_by_host
 from orchestrator.control.vitals import vitals
-from orchestrator.control.world import INCIDENTS
+from orchestrator.control.world import GIVEN_UP, INCIDENTS
 from orchestrator.core.decided import Drain
 from orchestrator.core.errors import StoreError
 from orchestrator.core.placement import HostView, free_of
@@ -58,7 +58,9 @@ FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
     "strays": ({},),
     "alarms": ({},),
     "worker_errors": ({},),
-    "incidents": tuple({"kind": kind} for kind in ("infrastructure_loss", *INCIDENTS.values(), *RECORD_INCIDENTS)),
+    "incidents": tuple(
+        {"kind": kind} for kind in ("infrastructure_loss", GIVEN_UP, *INCIDENTS.values(), *RECORD_INCIDENTS)
+    ),
     "orphans": tuple({"answer": answer} for answer in get_args(Removal)),
     "redeliveries": tuple({"result": result} for result in ("asked", "refused", "given_up")),
     "looks": tuple({"result": result} for result in ("done", "failed", "left_to_another")),

@@ -205,9 +205,7 @@ class Orders:
         self._world.happen(record.id, RegistrationRefused(error.message))
         job = self._world.jobs.get(record.life.meant_for)
         if job is not None and job.job.wants_runner:
-            self._world.put_job(msgspec.structs.replace(job, permanent=error.message))
-            self._world.change_job(job.job.id, reason=error.message)
-            self._world.tell_job(job.job.id, "given_up", error.message)
+            self._world.give_up(job.job.id, error.message)
 
     async def _fence(self, runner_id: str, github_id: int) -> None:
         answer = await self._github.delete_runner(scope_of(self._world.runners[runner_id].life), github_id)

@@ -58,6 +58,7 @@ NO_FAILURE = frozenset({"surplus", "job_completed", "wanted_too_long", "drained"
 IDLED = "idle-too-long"
 TOO_LATE = frozenset({"boot-timeout", IDLED})
 """A host's codes for deadlines that it kept by itself, before we did."""
+GIVEN_UP = "job_given_up"
 INCIDENTS = {"session_conflict": "jit_used_twice", "runner_too_old": "runner_too_old"}
 """Reasons to end that a person must hear of, and what each is called in the metrics and the log."""
 
@@ -111,6 +112,14 @@ class World:
     def tell_job(self, job_id: int, what: str, detail: str = "") -> None:
         record = self.jobs[job_id]
         self.put_job(msgspec.structs.replace(record, job=tell(record.job, self.now, what, detail)))
+
+    def give_up(self, job_id: int, reason: str) -> None:
+        """Have no runner made for the job any more, say why, and raise an alarm: it waits at GitHub, and nobody there is told."""
+        self.put_job(msgspec.structs.replace(self.jobs[job_id], permanent=reason))
+        self.change_job(job_id, reason=reason)
+        self.tell_job(job_id, "given_up", reason)
+        self.count(f"incidents{{kind={GIVEN_UP}}}")
+        log.error(GIVEN_UP, job=job_id, repo=self.jobs[job_id].job.repo, why=reason)
 
     # Runners
 

@@ -235,6 +235,7 @@ def test_row_09_a_registration_that_can_never_be(fault: str, status: int, says: 
         await town.passes(400)
         assert [call.status for call in town.calls("POST", JIT)] == [status], "it isn't asked again"
         assert says in await town.reason(job)
+        assert await town.counted("incidents{kind=job_given_up}") == 1, "an alarm, once"
         await town.oracle.give_up()
         assert await town.comes_to_rest() == {"refused": 1}
 

@@ -562,6 +562,7 @@ async def test_a_job_whose_vms_all_fail_is_given_up_with_the_reason(stage: Stage
     assert "4 runners failed; the last one: h1: guest-silent" in record.job.reason
     assert await stage.runners() == []
     assert named(stage) == set()
+    assert (await stage.store.counters())["incidents{kind=job_given_up}"] == 1, "an alarm"
 
 
 async def test_a_lost_host_is_an_infrastructure_loss(tmp_path) -> None:  # type: ignore[no-untyped-def]
