@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from orchestrator.control.records import JobRecord, RunnerRecord, Sum, Swept
+from orchestrator.core.clocks import Reckoned
 from orchestrator.core.inbox import Keys
 from orchestrator.core.policy import Policy
 from orchestrator.core.quarantine import Ward
@@ -137,6 +138,11 @@ class Names(Keys, frozen=True):
         return self.prefix + "listening"
 
     @property
+    def clock(self) -> str:
+        """The worker's clock, held against the one since its machine's boot."""
+        return self.prefix + "clock"
+
+    @property
     def releases(self) -> str:
         """GitHub's releases of its runner, and the images in use."""
         return self.prefix + "releases"
@@ -262,6 +268,9 @@ class Changes:
     def put_outage(self, since: float) -> None:
         """0: none goes on."""
         self._add(*(("SET", self._names.outage, since) if since else ("DEL", self._names.outage)))
+
+    def put_clock(self, clock: Reckoned) -> None:
+        self._add("SET", self._names.clock, _encode(clock))
 
     def put_releases(self, releases: Releases) -> None:
         self._add("SET", self._names.releases, _encode(releases))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ulid import ULID
 
+from orchestrator.control.clock_set import follow_clock
 from orchestrator.control.github import GitHub
 from orchestrator.control.github_governed import GovernedGitHub
 from orchestrator.control.governor import Governor
@@ -24,6 +25,7 @@ from orchestrator.control.sealed import Seal
 from orchestrator.control.search import JobSearch
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import LEASE_MS, Lease, LeaseLost, Store
+from orchestrator.core.clocks import Reckoned, was_set
 from orchestrator.core.presets import Presets
 
 PASSES = 20
@@ -37,7 +39,11 @@ def make_ulid() -> str:
 
 
 class Reconciler:
-    """One for each worker.  ``make_id`` gives a fresh ULID, ``clock`` the time in seconds since the epoch."""
+    """One for each worker.
+
+    ``make_id`` gives a fresh ULID, ``clock`` the time in seconds since the epoch, ``reckon`` how that clock stands to one
+    that nobody sets; without it, a clock that is set isn't noticed.
+    """
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
         make_id: Callable[[], str] = make_ulid,
         governor: Governor | None = None,
+        reckon: Callable[[], Reckoned] | None = None,
     ) -> None:
         governor = governor or Governor(clock=clock)
         urgent = GovernedGitHub(github, governor, urgent=True)
@@ -58,6 +65,7 @@ class Reconciler:
         self._resumed = False
         self._store = store
         self._clock = clock
+        self._reckon = reckon
         self._settings = settings
         book = PolicyBook(
             github, presets, organisation_file=settings.organisation_policy_file, fresh_s=settings.pace.policy_s
@@ -101,11 +109,13 @@ class Reconciler:
         try:
             await self._ask_whether_github_answers()
             for number in range(PASSES):
-                now = self._clock()
+                now, reckoned = self._time()
                 since = now - self._looked_for_orphans
                 due, may = number == 0 and since >= ORPHAN_S, since >= FULL_AGAIN_S
                 self._looked_for_orphans = now if due else self._looked_for_orphans
                 one = Pass(self._means, lease, await self._store.snapshot(), now, sweep=due, may_sweep=may)
+                if reckoned is not None and follow_clock(one.world, reckoned):
+                    self._swept = self._looked_for_deliveries = float("-inf")  # whenever that was
                 again = await one.run()
                 self._looked_for_orphans = now if one.sweeps else self._looked_for_orphans
                 if not again:
@@ -139,6 +149,15 @@ class Reconciler:
         while True:
             await asyncio.sleep(LEASE_MS / 3000)
             await self._store.renew(lease)
+
+    def _time(self) -> tuple[float, Reckoned | None]:
+        """The time, and how the clock stood as it was read."""
+        if self._reckon is None:
+            return self._clock(), None
+        while True:
+            before, now, after = self._reckon(), self._clock(), self._reckon()
+            if not was_set(before, after):
+                return now, after
 
     async def _sweep(self, lease: Lease) -> None:
         now = self._clock()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from orchestrator.core.clocks import Reckoned
 from orchestrator.core.decided import Drain
 from orchestrator.core.flow import Identity
 from orchestrator.core.inbox import Delivery
@@ -156,6 +157,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     releases: Releases = Releases()
     listening: Listening | None = None
     """Since when hosts can be heard; None where no API has said."""
+    clock: Reckoned | None = None
+    """The worker's clock as it was; None where none has noted it."""
     ward: Ward = Ward()
     lifted: dict[str, float] = {}
     """Quarantines that an admin ended, and when."""

@@ -19,6 +19,7 @@ from orchestrator.control import template_removals
 from orchestrator.control.changes import Changes, Names
 from orchestrator.control.host_decisions import HostDecisions, drains, texts
 from orchestrator.control.records import Entry, JobRecord, RunnerRecord, Sighting, Snapshot, Sum, Swept
+from orchestrator.core.clocks import Reckoned
 from orchestrator.core.errors import StoreError
 from orchestrator.core.inbox import HINT_FOR_S, Delivery
 from orchestrator.core.listening import Listening, noted
@@ -168,10 +169,11 @@ class Store(HostDecisions):
             pipe.hgetall(names.draining)
             pipe.hgetall(names.decided)
             pipe.get(names.listening)
+            pipe.get(names.clock)
             pipe.hgetall(names.templates_since)
             pipe.hgetall(names.templates_removed)
             _, jobs, runners, sightings, sums, inbox, *rest = await self._ask(pipe.execute())
-        known, outage, cordoned, ward, lifted, served, releases, draining, decided, listening, *templates = rest
+        known, outage, cordoned, ward, lifted, served, releases, draining, decided, listening, clock, *templates = rest
         return Snapshot(
             jobs={int(key): record for key, record in self._jobs.all(jobs)},
             runners=dict(self._runners.all(runners)),
@@ -187,6 +189,7 @@ class Store(HostDecisions):
             draining=drains(draining),
             decided={what: float(at) for what, at in texts(decided).items()},
             listening=_listening(listening),
+            clock=None if clock is None else _value(clock, Reckoned),
             templates_since={host: float(at) for host, at in texts(templates[0]).items()},
             templates_removed=template_removals.by_host(texts(templates[1])),
             served={repo.decode(): at for repo, at in served},

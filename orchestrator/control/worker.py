@@ -23,6 +23,7 @@ from rq.timeouts import TimerDeathPenalty
 
 from orchestrator.control import work
 from orchestrator.control.blocked import BlockedOf, BlockedReporter
+from orchestrator.control.clock_set import reckoned
 from orchestrator.control.github_governed import GovernedGitHub
 from orchestrator.control.github_kit import KitGitHub
 from orchestrator.control.github_transport import Gauge
@@ -83,7 +84,9 @@ class Worker:
         self._loop = loop
         self._store = Store.at(settings.redis_url, settings.prefix)
         self._governor = Governor(clock=time.time, limits=github.gauge.limits)
-        self._reconciler = Reconciler(self._store, github, settings, presets, seal, governor=self._governor)
+        self._reconciler = Reconciler(
+            self._store, github, settings, presets, seal, governor=self._governor, reckon=reckoned
+        )
         self._stopped = threading.Event()
         self._looking = False
 

@@ -86,6 +86,8 @@ class World:
         self.outage_since = self._outage_written = snapshot.outage_since
         """Of GitHub; 0 where it answers."""
         self.listening = snapshot.listening
+        self.clock = self._clock_written = snapshot.clock
+        """How the worker's clock stood to the one since its machine's boot."""
         self.away: dict[int, str] = {}
         """Installations out of reach, and why (`orchestrator.control.standing`)."""
         self.progress = False
@@ -239,6 +241,9 @@ class World:
         if self.outage_since != self._outage_written:
             changes.put_outage(self.outage_since)
             self._outage_written = self.outage_since
+        if self.clock is not None and self.clock != self._clock_written:
+            changes.put_clock(self.clock)
+            self._clock_written = self.clock
         self._put_incidents(changes)
         for counter, by in sorted(self._counts.items()):
             changes.count(counter, by)

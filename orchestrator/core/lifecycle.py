@@ -39,6 +39,7 @@ from orchestrator.core.runner import (
     Alarm,
     Bind,
     Boot,
+    ClockSet,
     Deadlines,
     Deregister,
     Destroy,
@@ -406,6 +407,11 @@ def _lifetime_cut(at: _At, event: LifetimeCut) -> Runner | str:
 @_on(OutagePassed, "WANTED", *_IDLE)
 def _outage_passed(at: _At, event: OutagePassed) -> Runner | str:
     return at.keep(deadline=at.runner.deadline + max(0.0, event.seconds))
+
+
+@_on(ClockSet, *PHASES[:-1])
+def _clock_set(at: _At, event: ClockSet) -> Runner | str:
+    return at.keep(since=at.runner.since + event.seconds, deadline=at.runner.deadline + event.seconds)
 
 
 def mermaid() -> str:

@@ -21,7 +21,7 @@ class Listening(msgspec.Struct, frozen=True):
 
 def noted(known: Listening | None, now: float) -> Listening:
     """What is on record once an API has noted ``now``."""
-    unbroken = known is not None and now - known.at <= GAP_S
+    unbroken = known is not None and abs(now - known.at) <= GAP_S  # a clock that was set back is a gap as well
     return Listening(known.since if known is not None and unbroken else now, now)
 
 
@@ -29,6 +29,8 @@ def silence(heard_at: float, listening: Listening | None, now: float) -> float:
     """For how long a host that was heard at ``heard_at`` has been silent while somebody listened, in seconds."""
     if listening is None:
         return now - heard_at
-    if now - listening.at > GAP_S:
+    if abs(now - listening.at) > GAP_S:
         return 0.0
+    if heard_at > now + GAP_S:  # the clock was set back after that
+        heard_at = listening.since
     return now - max(heard_at, listening.since)

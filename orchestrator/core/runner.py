@@ -174,6 +174,12 @@ class OutagePassed(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class ClockSet(msgspec.Struct, frozen=True, tag=True):
+    """Our clock was set ahead by ``seconds`` (negative: back): what was reckoned by it moves along."""
+
+    seconds: float
+
+
 Event = (
     Placed
     | RegistrationAsked
@@ -193,6 +199,7 @@ Event = (
     | RegistrationOutOfReach
     | Ticked
     | OutagePassed
+    | ClockSet
     | LifetimeCut
 )
 

@@ -14,6 +14,7 @@ from orchestrator.core.runner import (
     Alarm,
     Bind,
     Boot,
+    ClockSet,
     Deadlines,
     Deregister,
     Destroy,
@@ -65,6 +66,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.just(RegistrationOutOfReach("suspended")),
     st.just(Ticked()),
     st.builds(OutagePassed, st.floats(-5, 600)),
+    st.builds(ClockSet, st.floats(0, 600)),
     st.builds(LifetimeCut, st.floats(-5, 4000) | st.just(0.0), st.just("drained")),
 )
 HISTORIES = st.lists(st.tuples(st.floats(0, 4000), EVENTS), max_size=40)
@@ -131,7 +133,7 @@ def test_an_event_told_twice_counts_once(history: list[tuple[float, Event]]) -> 
     for wait, event in history:
         now += wait
         once = advance(runner, event, now, DEADLINES).runner
-        if not isinstance(event, (Ticked, OutagePassed, Fenced, LifetimeCut)):
+        if not isinstance(event, (Ticked, OutagePassed, ClockSet, Fenced, LifetimeCut)):
             again = advance(once, event, now, DEADLINES).runner
             assert again == once
         runner = once
@@ -195,7 +197,7 @@ def test_every_declared_move_can_be_made() -> None:
     events: list[Event] = [
         Placed("b"), RegistrationAsked(), Registered(9), RegistrationRefused("403"), RunnerListened(), JobStarted(7),
         PolicyBound("sha256:a"), JobCompleted(7, "success"), RunnerExited(0), VmFailed("vm_crashed", ""), HostLost(),
-        Withdrawn("cancelled"), Fenced("free"), VmProvedGone(), RegistrationProvedGone(), Ticked(), OutagePassed(1),
+        Withdrawn("cancelled"), Fenced("free"), VmProvedGone(), RegistrationProvedGone(), Ticked(), OutagePassed(1), ClockSet(1),
         RegistrationOutOfReach("suspended"),
     ]  # fmt: skip
     for start in starts:
