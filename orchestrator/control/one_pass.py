@@ -167,7 +167,8 @@ class Pass:
         await self._write()
         await self._all(self.checks.say(record) for record in self.checks.unsaid())
         await self._all(self.losses.say(record) for record in self.losses.unsaid())
-        await self._all([self.reruns.ask_all()])
+        if self.reruns.due():
+            await self._all([self.reruns.ask_all()])
         await self._all(self.orders.carry_out(runner_id) for runner_id in self.orders.due())
         await self._all(self.rebind.look_again(runner_id) for runner_id in self.rebind.bound())
         self.sweeps = self.sweeps or (self._may_sweep and self.orders.group_full)
@@ -289,23 +290,28 @@ class Pass:
     async def _all(self, calls: Iterable[Awaitable[None]]) -> None:
         """Await ``calls``, a few at a time.  One that fails by a fault of ours stops no other."""
         todo = list(calls)
-        if not todo:
+        if len(todo) <= 1:
+            for call in todo:
+                await self._one(call)
             return
         gate = asyncio.Semaphore(self.means.settings.github_concurrency)
 
-        async def one(call: Awaitable[None]) -> None:
+        async def gated(call: Awaitable[None]) -> None:
             async with gate:
-                try:
-                    await call
-                except StoreError:
-                    raise
-                except Exception:
-                    self.world.count("worker_errors")
-                    log.exception("order_failed")
+                await self._one(call)
 
         async with asyncio.TaskGroup() as tasks:
             for call in todo:
-                tasks.create_task(one(call))
+                tasks.create_task(gated(call))
+
+    async def _one(self, call: Awaitable[None]) -> None:
+        try:
+            await call
+        except StoreError:
+            raise
+        except Exception:
+            self.world.count("worker_errors")
+            log.exception("order_failed")
 
     async def _warm(self) -> list[Waiting]:
         """The machines that wait on hosts and never were a runner."""

@@ -17,16 +17,18 @@ from ulid import ULID
 
 from orchestrator.control.github import HookDelivery
 from orchestrator.control.policies import PATH
+from orchestrator.control.records import RunnerRecord
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.store import LEASE_MS, Lease
 from orchestrator.core.decided import Drain
 from orchestrator.core.inbox import InstallationAction, InstallationNews
 from orchestrator.core.job import Job
+from orchestrator.core.machine import Capacity
 from orchestrator.core.names import ulid_of
 from orchestrator.core.sharing import Share, Sharing
 from orchestrator.core.wire import Failure, GuestClaim
-from tests.chaos.clockwork import Loop
 
+from .at_once import AtOnce
 from .oracle import Oracle
 from .outside import GIVEN_UP_S, Died, FickleGitHub, ModelHost, Outside, has_died
 from .stage import INSTALLATION, POLICY, REPO, Host, Stage
@@ -37,7 +39,10 @@ HOSTS = ("h1", "h2")
 PICK = tuple(range(8))
 FATES = ("now", "now", "now", "twice", "late", "lost")
 YES_OR_NO = (False, True)
-STEP_S = 50
+STEP_S = 100
+SETTLED_S = 6000
+"""So long after all trouble, and well before any job's lifetime is over, everything must be."""
+ROOM_FOR_ALL = Capacity(64, 256 * 1024, 2000)
 
 _T = TypeVar("_T")
 
@@ -52,10 +57,13 @@ class Plan(msgspec.Struct, frozen=True):
     quota: int = 0
     """So many runners for each repository; 0: no limit."""
     rerun: bool = False
+    room_at_the_end: bool = False
+    """Each host becomes so large that no job waits for another any more, which brings a history to its end sooner."""
 
 
 PLANS: dict[str, tuple[Any, ...]] = {
     "per_repository": YES_OR_NO, "steps": (3, 99), "small": YES_OR_NO, "quota": (0, 0, 1, 2), "rerun": YES_OR_NO,
+    "room_at_the_end": YES_OR_NO,
 }  # fmt: skip
 
 
@@ -85,7 +93,7 @@ def deed(
 class Play:
     """One history, from an empty control plane to the day after."""
 
-    def __init__(self, folder: Path, loop: Loop, plan: Plan) -> None:
+    def __init__(self, folder: Path, loop: AtOnce, plan: Plan) -> None:
         self.loop = loop
         random.seed(1)  # the product shuffles which repository it asks first
         shutil.rmtree(folder / "archive", ignore_errors=True)
@@ -174,11 +182,16 @@ class Play:
         raise AssertionError("it waits")
 
     def play(self, name: str, arguments: dict[str, Any]) -> bool:
-        """Play a deed where it means something, and look whether all is as it must be.  False where it means nothing."""
+        """Play a deed where it means something, and look whether all is as it must be.  False where it means nothing.
+
+        After a look of the worker it is looked at once (`the_worker_looks`), before anything else happens outside.
+        """
         if not DEEDS[name].when(self):
             return False
+        self.oracle.looked = False
         getattr(self, name)(**arguments)
-        self.oracle.look()
+        if not self.oracle.looked:
+            self.oracle.look()
         return True
 
     # GitHub
@@ -282,6 +295,7 @@ class Play:
         runner = ulid_of(job.runner_name) or ""
         if stops:
             self.stage.host_of(runner).exits(runner, 0, self.stage.now)
+        self.outside.ended_at[job.runner_name] = self.stage.now
         self.tell(self.github.end(job.id, how), fate)
 
     @deed(when=lambda play: bool(play.late), last_first=YES_OR_NO)
@@ -460,6 +474,7 @@ class Play:
     @deed(weight=7)
     def the_worker_looks(self) -> None:
         self.oracle.looked = self.loop.run_until_complete(self.stage.look())
+        self.oracle.look()
 
     @deed(weight=1)
     def another_worker_looks(self) -> None:
@@ -517,7 +532,6 @@ class Play:
                 self.hosts_go_on()
             if worker:
                 self.the_worker_looks()
-                self.oracle.look()
 
     @deed(when=lambda play: bool(play.outside.running()), pick=PICK)
     def a_machine_dies_under_its_job(self, pick: int) -> None:
@@ -556,32 +570,45 @@ class Play:
         elif self.outside.app_away:
             self.the_app_is_suspended_or_not("now")
         for host in self.hosts_of(stage):
-            host.silent, host.failing = False, 0
+            host.silent, host.failing, host.steps_per_move = False, 0, 99
+            host.capacity = ROOM_FOR_ALL if self.plan.room_at_the_end else host.capacity
             self.do(stage.store.undrain(host.name))
             self.do(stage.store.uncordon(host.name))
         self.outside.drains = {}
-        for number in range(150):
+        step, before, last = 5, None, self.stage.now + SETTLED_S
+        while True:
             self._settle_once()
-            if self.oracle.is_over():
+            if self.oracle.is_over() or self.stage.now >= last:
                 break
-            self._pass(5 if number < 3 else 40)
-        for _ in range(2):
-            self.hosts_go_on()
-            self.the_worker_looks()
+            now = [(record.life, record.bound) for record in self.oracle.live], len(self.outside.running())
+            step = 5 if now != before else min(step * 2, 400)
+            before = now
+            self._pass(step)
+        self.hosts_go_on()
+        self.the_worker_looks()
         self.hosts_go_on()
         self.oracle.look_at_the_end()
 
     def _settle_once(self) -> None:
+        """What happens outside happens before the worker looks again, as far as it can."""
         self.late_deliveries_arrive(last_first=False)
-        self.all_goes_on(1, "now")
-        self.oracle.look()
+        self.hosts_go_on()
+        self.assign("now")
+        self.guests_speak()
         for record in self.oracle.live:
             job = self.github.jobs.get(record.life.job_id)
             assert not record.refused, record
-            if job is not None and job.state == "in_progress" and record.life.bound and self.outside.lives(record.id):
+            if job is not None and job.state == "in_progress" and self._has_policy(record):
                 self.end(job, "now", stops=True)
-        for waiting in self.do(self.stage.store.live_jobs()):
+        self.do(self.stage.put_reports())
+        self.the_worker_looks()
+        for waiting in self.oracle.jobs():
             if waiting.permanent and self.github.jobs[waiting.job.id].state == "queued":
                 self.oracle.may_give_up(waiting)
                 self.outside.given_up.add(waiting.job.id)
                 self.tell(self.github.end(waiting.job.id, "cancelled"), "now")
+
+    def _has_policy(self, record: RunnerRecord) -> bool:
+        """Its machine runs, and is held to its job's policy: its steps can begin."""
+        seen = next((host.seen[record.id] for host in self.stage.hosts.values() if record.id in host.seen), None)
+        return record.bound and seen is not None and seen.vm == "running" and seen.policy == record.policy

@@ -7,6 +7,25 @@ from .histories import Step
 
 ONE = {"fate": "now", "count": 1, "deploys": False}
 KEPT: dict[str, tuple[Plan, list[Step]]] = {
+    "another worker makes all runners while the first is about to": (
+        Plan(per_repository=True),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE}),
+            ("jobs_are_queued", {"repo": 1, **ONE, "count": 3}),
+            ("a_worker_is_overtaken", {"at": 1}),
+            ("hosts_go_on", {}),
+        ],
+    ),
+    "a job ends just after its runner's host was drained, and its delivery is lost": (
+        Plan(quota=2),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE, "count": 3}),
+            ("all_goes_on", {"rounds": 3, "fate": "now"}),
+            ("jobs_are_assigned", {"fate": "late", "drain": True, "last": True}),
+            ("a_running_job_ends", {"pick": 2, "fate": "lost", "stops": False, "how": "failure"}),
+            ("all_goes_on", {"rounds": 1, "fate": "now"}),
+        ],
+    ),
     "a host is drained just before anybody hears that its runner has a job": (
         Plan(small=True),
         [

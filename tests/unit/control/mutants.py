@@ -1,6 +1,6 @@
 """Faults planted in the product, each a few words long, to see whether the model finds them.
 
-``python -m tests.unit.control.mutants`` plays for each fault as many histories as `make test` does, from the same seeds, and says
+``python -m tests.unit.control.mutants`` plays, on all processors, for each fault as many histories as `make test` does, from the same seeds, and says
 which one found it; ``... mutants 2000 WORD`` plays up to 2,000 against those with that word in their name.  Ends with 1 where
 one wasn't found.
 """
@@ -10,7 +10,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
+from multiprocessing import get_context
 from typing import Any
 
 import msgspec
@@ -41,7 +44,7 @@ from orchestrator.core.runner import (
 from orchestrator.core.sharing import Quotas
 
 from .found import KEPT
-from .histories import CI_HISTORIES, Found, Theatre, theatre
+from .histories import CI_HISTORIES, Found, Theatre, processes, theatre
 
 Planted = Iterator[tuple[Any, str, Any]]
 """Object (or dictionary), name (or key), and what is there in place of the right thing."""
@@ -356,19 +359,23 @@ def hunt(stage: Theatre, name: str, histories: int) -> tuple[str, str] | None:
     return None
 
 
+def _hunted(name: str, histories: int) -> tuple[tuple[str, str] | None, float]:
+    began = time.process_time()
+    with theatre() as stage:
+        return hunt(stage, name, histories), time.process_time() - began
+
+
 def main() -> int:
     histories = int(sys.argv[1]) if len(sys.argv) > 1 else CI_HISTORIES
     names = [name for name in MUTANTS if len(sys.argv) < 3 or sys.argv[2] in name]
-    missed = 0
-    with theatre() as stage:
-        for name in names:
-            began = time.process_time()
-            found = hunt(stage, name, histories)
-            missed += found is None
+    missed, spent = 0, 0.0
+    with ProcessPoolExecutor(processes(), mp_context=get_context("spawn")) as pool:
+        for name, (found, seconds) in zip(names, pool.map(_hunted, names, repeat(histories)), strict=True):
+            missed, spent = missed + (found is None), spent + seconds
             said = f"{found[0]}: {found[1][:100]!r}" if found is not None else f"NOT FOUND in {histories} histories"
-            sys.stdout.write(f"{name}  {said}  ({time.process_time() - began:.1f} s)\n")
+            sys.stdout.write(f"{name}  {said}  ({seconds:.1f} s)\n")
             sys.stdout.flush()
-    sys.stdout.write(f"{len(names) - missed} of {len(names)} found\n")
+    sys.stdout.write(f"{len(names) - missed} of {len(names)} found, in {spent:.0f} s of processor time\n")
     return 1 if missed else 0
 
 

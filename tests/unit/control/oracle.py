@@ -15,9 +15,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+import msgspec
+
+from orchestrator.control.drain import BUSY_AGAIN_S
 from orchestrator.control.policies import PATH
+from orchestrator.control.records import JobRecord, RunnerRecord
 from orchestrator.core.effective import baseline_policy, effective_policy
 from orchestrator.core.names import names_of, ulid_of
 from orchestrator.core.policy_file import read_policy
@@ -26,9 +30,10 @@ from orchestrator.core.runner import PHASES
 from .stage import PRESETS
 
 if TYPE_CHECKING:
-    from orchestrator.control.records import JobRecord, RunnerRecord
-
     from .deeds import Play
+    from .stage import Stage
+
+_T = TypeVar("_T")
 
 MACHINES_BEFORE_GIVING_UP = 4
 BASELINE = baseline_policy(PRESETS.builtin).digest
@@ -43,6 +48,21 @@ def digest_of(text: bytes) -> str:
     return _digests[text]
 
 
+class _Read(Generic[_T]):
+    """All records of a hash in Redis; one that is as it was isn't decoded again."""
+
+    def __init__(self, stage: Stage, key: str, kind: type[_T]) -> None:
+        self._data = stage.redis.data
+        self._key = key
+        self._decoder = msgspec.json.Decoder(kind)
+        self._known: dict[bytes, _T] = {}
+
+    def all(self) -> list[_T]:
+        raws, known, decode = self._data.execute("HVALS", self._key), self._known, self._decoder.decode
+        self._known = {raw: known[raw] if raw in known else decode(raw) for raw in raws}
+        return list(self._known.values())
+
+
 class Oracle:
     def __init__(self, play: Play) -> None:
         self._play = play
@@ -50,15 +70,21 @@ class Oracle:
         self.looked = False
         """The worker looked, and no time has passed since."""
         self.live: list[RunnerRecord] = []
+        self._runners = _Read(play.stage, play.stage.store.names.runners, RunnerRecord)
+        self._jobs = _Read(play.stage, play.stage.store.names.jobs, JobRecord)
         self._phases: dict[str, int] = {}
         self._gone: set[str] = set()
+
+    def jobs(self) -> list[JobRecord]:
+        """Those that aren't put away."""
+        return self._jobs.all()
 
     def forget(self) -> None:
         """Redis was emptied."""
         self._phases, self._gone, self.looked = {}, set(), False
 
     def look(self) -> None:
-        self.live = self._play.do(self._stage.store.live_runners())
+        self.live = self._runners.all()
         self._machines_under_jobs()
         self._hosts()
         self._phases_go_forward()
@@ -124,7 +150,7 @@ class Oracle:
             assert names_of(life.id).runner not in names, f"{life.id} is called gone, and its registration is there"
 
     def _waiting(self) -> None:
-        jobs = self._play.do(self._stage.store.live_jobs())
+        jobs = self.jobs()
         coming = {record.life.meant_for for record in self.live}
         for record in jobs:
             assert not record.job.wants_runner or record.job.reason or record.job.id in coming, record
@@ -142,10 +168,14 @@ class Oracle:
             self._quotas(quota)
 
     def _drains(self) -> None:
-        """Where GitHub answers, idle runners of a drained host are being given back, and jobs have the time that is left."""
+        """Where GitHub answers, idle runners of a drained host are being given back, and jobs have the time that is left.
+
+        One that was busy a moment ago is asked about again a little later.
+        """
         if not self._play.github.fine or self._play.outside.app_away or self._play.do(self._stage.store.outage_since()):
             return
         busy = {seen.name for seen in self._stage.github.runners.values() if seen.busy}
+        busy |= {name for name, at in self._play.outside.ended_at.items() if self._stage.now - at < BUSY_AGAIN_S}
         for record in self.live:
             life = record.life
             if life.host not in self._play.outside.drains:
@@ -181,9 +211,9 @@ class Oracle:
         play, stage = self._play, self._stage
         if play.late or self.live or stage.github.runners:
             return False
-        jobs = all(job.over for job in stage.github.jobs.values()) and not play.do(stage.store.live_jobs())
+        jobs = all(job.over for job in stage.github.jobs.values()) and not self.jobs()
         heard = not play.do(stage.store.outage_since()) and not play.do(stage.store.lengths())["inbox"]
-        return jobs and heard and not play.do(stage.store.live_runners())
+        return jobs and heard and not self._runners.all()
 
     def look_at_the_end(self) -> None:
         outside, do = self._play.outside, self._play.do

@@ -225,6 +225,8 @@ class Outside:
         self.drains: dict[str, float] = {}
         self.drained_at: dict[str, float] = {}
         self.given_at: dict[str, float] = {}
+        self.ended_at: dict[str, float] = {}
+        """Names of runners to when their job ended."""
         self.machineless: dict[int, float] = {}
         self.reruns: list[Job] = []
         self.app_away = False

@@ -79,7 +79,7 @@ class Host:
 
     def _step(self, wish: DesiredRunner, seen: ObservedRunner | None, now: float) -> ObservedRunner:
         seen = seen or ObservedRunner(wish.id, "absent")
-        if self.remembers:
+        if self.remembers and seen.scope != wish.scope:
             seen = msgspec.structs.replace(seen, scope=wish.scope)
         if wish.wish == "gone":
             slowly = self.ends_slowly and seen.vm == "running" and wish.id not in self.ended
@@ -97,8 +97,12 @@ class Host:
             return msgspec.structs.replace(seen, vm="failed", failure=failure)
         self.ever.add(wish.id)
         todo = [mark for mark in BOOT_MARKS if mark not in seen.marks][: self.steps_per_move]
-        seen = msgspec.structs.replace(seen, vm="running", marks={**seen.marks, **dict.fromkeys(todo, now)})
-        return msgspec.structs.replace(seen, policy=wish.policy.digest, generation=wish.generation)
+        if not todo and (seen.vm, seen.generation) == ("running", wish.generation):
+            return seen
+        marks = {**seen.marks, **dict.fromkeys(todo, now)}
+        return msgspec.structs.replace(
+            seen, vm="running", marks=marks, policy=wish.policy.digest, generation=wish.generation
+        )
 
     def exits(self, runner: str, code: int, now: float) -> None:
         seen = self.seen[runner]
@@ -146,6 +150,8 @@ class Stage:
         self.seal = Seal.in_folder(folder)
         self._rng = random.Random(1)
         self._guids = itertools.count(1)
+        self._desired: dict[str, tuple[bytes, Desired]] = {}
+        """By host, the last one that was read."""
         self.started: dict[int, list[str]] = {}
         """Job to the runners that had it: exactly one each, at the end."""
         self.reconciler = self.fresh()
@@ -205,7 +211,7 @@ class Stage:
             if host.silent:
                 continue
             _, raw = await self.store.desired(host.name)
-            host.move(await self._with_jits(raw), self.now)
+            host.move(await self._with_jits(host.name, raw), self.now)
             await self.store.put_sighting(Sighting(self.now, host.report(self.now)))
 
     async def put_reports(self) -> None:
@@ -213,10 +219,14 @@ class Stage:
         for host in self.hosts.values():
             await self.store.put_sighting(Sighting(self.now, host.report(self.now)))
 
-    async def _with_jits(self, raw: bytes | None) -> Desired | None:
+    async def _with_jits(self, host: str, raw: bytes | None) -> Desired | None:
         if raw is None:
             return None
-        desired = msgspec.json.decode(raw, type=Desired)
+        known = self._desired.get(host)
+        desired = known[1] if known is not None and known[0] == raw else msgspec.json.decode(raw, type=Desired)
+        self._desired[host] = raw, desired
+        if not desired.runners:
+            return desired
         sealed = await self.store.sealed_jits([runner.id for runner in desired.runners])
         unsealed = {key: self.seal.unseal(value) or "" for key, value in sealed.items()}
         runners = tuple(msgspec.structs.replace(r, jit=unsealed.get(r.id, "")) for r in desired.runners)
