@@ -39,7 +39,8 @@ def _figures() -> tuple[Figure, ...]:
         for what in SPANS
         for percent in PERCENTS
     ]
-    return (*found, *(Figure(f"job_end_to_proof_{kind}_p50", "s") for kind in KINDS))
+    ends = (Figure(f"job_end_to_proof_{kind}_p{percent}", "s") for kind in KINDS for percent in PERCENTS)
+    return (*found, *ends)
 
 
 FIGURES = {figure.name: figure for figure in _figures()}
@@ -74,7 +75,8 @@ def rows_of(starts: Starts) -> Iterable[Row]:
             for percent in PERCENTS:
                 yield _row(starts, kind, what, percent, times)
         ends = [span(found, "JobCompleted", "GONE") for found in starts[kind]]
-        yield row(FIGURES[f"job_end_to_proof_{kind}_p50"], percentile(ends, 50), note=_spread(ends))
+        for percent in PERCENTS:
+            yield row(FIGURES[f"job_end_to_proof_{kind}_p{percent}"], percentile(ends, percent), note=_spread(ends))
 
 
 def _row(starts: Starts, kind: Kind, what: str, percent: int, times: Sequence[float]) -> Row:

@@ -220,5 +220,5 @@ def _wait_for_template(parts: Parts, machine: MachineClass) -> None:
         failed = parts.templates.problem()
         if failed is not None or time.monotonic() > deadline:
             raise RuntimeError(f"there is no template: {failed.message if failed else 'not in time'}")
-        parts.templates.turn(time.time(), lambda _machine: True)
+        parts.templates.turn(time.monotonic(), lambda _machine: True)
         time.sleep(0.2)

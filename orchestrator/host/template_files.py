@@ -191,11 +191,15 @@ def delete_built(place: Path) -> None:
 
 
 def disk_bytes(folder: Path) -> int:
-    """What the files take on the disk; the image's own is the image's."""
+    """What the files take on the disk.
+
+    The image's own is the image's, as long as that has it too: it may have been copied, or pruned since.
+    """
     taken = 0
     for entry in os.scandir(folder):
-        if entry.name != BASE:
-            taken += entry.stat(follow_symlinks=False).st_blocks * 512
+        found = entry.stat(follow_symlinks=False)
+        if entry.name != BASE or found.st_nlink == 1:
+            taken += found.st_blocks * 512
     return taken
 
 

@@ -160,7 +160,7 @@ def test_one_that_waited_is_a_machine_of_its_own_like_any_other(clones):
     assert waited.facts["hostname"] == waited.facts["instance"] == names_of(waited.ulid).domain
     assert waited.later == {"journal": [waited.facts["machine_id"]], "pid1": waited.facts["machine_id"]}
     assert waited.facts["link"]["operstate"] == "UP"
-    assert -0.1 < min(waited.delays_s) < 1.0, waited.delays_s
+    assert -0.1 < min(waited.delays_s) < 0.1, waited.delays_s
     assert waited.monotonic == sorted(waited.monotonic)
 
 
@@ -201,6 +201,20 @@ def test_the_templates_memory_holds_no_secret(clones):
     names = [names_of(clone.ulid).domain.encode() for clone in clones.both]
     assert _found(ram, re.compile(b"|".join(map(re.escape, needles + names)))) == []
     assert _found(ram, re.compile(rb"option dhcp-lease-time|ADDRESS=10\.201\.")) == []
+
+
+def test_the_search_finds_what_it_looks_for(tmp_path):
+    """In a file that is mostly holes, on both sides of the pieces' border."""
+    planted = (b"ghs_" + b"a" * 36, b"eyJ" + b".".join([b"b" * 40] * 3), b'.credentials_rsaparams": "ey')
+    for place in (4096 * 300, (1 << 20) - 10, (64 << 20) - 4096):
+        for token in planted:
+            path = tmp_path / "ram"
+            path.unlink(missing_ok=True)
+            with path.open("wb") as file:
+                file.truncate(64 << 20)
+                file.seek(place)
+                file.write(token)
+            assert _found(path, TOKENS) == [token]
 
 
 def _found(path: Path, pattern: re.Pattern[bytes]) -> list[bytes]:

@@ -30,6 +30,10 @@ MACHINE = MachineClass("ironcd", vcpus=1, memory_mib=2, disk_gib=1)
 QCOW2 = b"QFI\xfb" + bytes(20) + (1 << 30).to_bytes(8, "big")
 
 
+BOOTED_AT = 1e9 - 100.0
+"""The host's, so that its two clocks aren't the same."""
+
+
 class Host:
     """Parts with fakes, an image, and a guest that does what guests do at the gate."""
 
@@ -39,7 +43,7 @@ class Host:
         )
         self.paths = host_paths(self.settings)
         make_folders(self.paths)
-        self.now = 1000.0
+        self.now = 1e9
         self.hypervisor, self.talk, self.wires = FakeHypervisor(), FakeTalk(), FakeWires()
         self.parts = Parts(
             settings=self.settings,
@@ -51,7 +55,7 @@ class Host:
             slots=Slots(self.settings.links_range),
             records=Records(self.paths.records),
             clock=lambda: self.now,
-            uptime=lambda: self.now,
+            uptime=lambda: self.now - BOOTED_AT,
             talk=self.talk,
             qemu_group=0,
         )
@@ -67,7 +71,7 @@ class Host:
 
     def turn(self) -> None:
         self.now += templates.LOOK_S
-        self.templates.turn(self.now, lambda _machine: self.room)
+        self.templates.turn(self.parts.uptime(), lambda _machine: self.room)
         for listener in list(self.parts.reserved.values()):
             if not self.silent:
                 listener(guest.Hello())
@@ -291,15 +295,14 @@ def test_what_this_machine_is_short_of_for_a_moment_costs_no_template(host, erro
 
 def test_a_failed_build_is_told_and_tried_again_later_and_later(host) -> None:
     host.hypervisor.fail_with = HostError("no room for QEMU", code="libvirt-failed", remedy="")
-    monkeyed = []
     host.hypervisor.identity = lambda: "fake 0"
     host.want()
     for pause in (*templates.PAUSES_S, templates.PAUSES_S[-1]):
         host.until(lambda: host.states() == ["failed"])
         known = next(iter(host.templates._known.values()))
-        monkeyed.append(known.not_before - known.since)
-        assert abs(known.not_before - known.since - pause) < templates.LOOK_S
-        host.now = known.not_before
+        again_at = known.not_before + BOOTED_AT
+        assert abs(again_at - known.since - pause) < templates.LOOK_S
+        host.now = again_at
         known.state = "building"
     problem = host.templates.problem()
     assert problem is not None
@@ -314,6 +317,14 @@ def test_a_failed_build_is_told_and_tried_again_later_and_later(host) -> None:
 @pytest.mark.parametrize("name", [files.RAM, files.STATE, files.DISK, files.KERNEL, files.INITRD, files.MANIFEST])
 @pytest.mark.parametrize("how", ["changed", "gone", "short"])
 def test_a_template_that_is_not_whole_is_noticed_by_the_next_agent(host, name, how) -> None:
+    breaks(host, name, how)
+
+
+def test_so_is_one_whose_images_disk_is_gone(host) -> None:
+    breaks(host, files.BASE, "gone")
+
+
+def breaks(host: Host, name: str, how: str) -> None:
     place = host.ready().template.file(name)
     host.templates.close()
     place.chmod(0o600)
@@ -447,6 +458,17 @@ def test_what_they_take_on_the_disk_is_bounded_and_the_longest_unused_goes(host,
     for _ in range(3):
         host.turn()
     assert len(files.list_keys(host.paths.templates)) == 2, "it isn't made again at once"
+
+
+def test_an_images_disk_counts_once_nobody_else_has_it(tmp_path) -> None:
+    image, folder = tmp_path / "image", tmp_path / "template"
+    folder.mkdir()
+    image.write_bytes(os.urandom(1 << 20))
+    (folder / files.RAM).write_bytes(os.urandom(4096))
+    files.link_or_copy(image, folder / files.BASE)
+    assert files.disk_bytes(folder) < 1 << 20
+    image.unlink()
+    assert files.disk_bytes(folder) > 1 << 20
 
 
 def test_an_agent_that_stops_waits_for_no_channel(host, monkeypatch) -> None:
