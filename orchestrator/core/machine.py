@@ -2,7 +2,8 @@
 
 A label ``ironcd`` asks for the default class, ``ironcd-4cpu-16gb`` for a size, and any other ``ironcd-NAME`` for the
 class of that name in the configuration.  Labels beside it (``self-hosted``, ``linux``, ``x64``) are GitHub's own and
-pass.  A job with no label of ours isn't ours.
+pass, and so does ``run-NUMBER``, with a word behind it or none, which a workflow makes from its run's id: the runner for it serves no
+other job that asks for such a label.  A job with no label of ours isn't ours.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 OUR_LABEL = "ironcd"
 PLAIN_LABELS = frozenset({"self-hosted", "linux", "x64"})
 
+_RUN = re.compile(r"run-\d{1,20}(-[a-z0-9_-]{1,40})?")
 _LIKE_A_SIZE = re.compile(r"iron-?cd\D{0,3}?(\d{1,3})\s*[-_]?v?(?:cpus?|cores?)[-_](\d{1,4})\s*[-_]?(?:gb|gib|g)")
 _SIZE = re.compile(r"ironcd-(\d{1,3})cpu-(\d{1,4})gb")
 
@@ -72,7 +74,7 @@ def match_labels(labels: Sequence[str], classes: Mapping[str, MachineClass]) -> 
         return Match(
             ours=False, machine=None, reason="no label of ours" + (f"; the nearest is {near!r}" if near else "")
         )
-    others = [label for label in lowered if label not in wanted and label not in PLAIN_LABELS]
+    others = [label for label in lowered if label not in wanted and not _passes(label)]
     if others:
         return Match(ours=True, machine=None, reason=f"label {others[0]!r} isn't one that IronCD's runners have")
     named = [label for label in wanted if label != OUR_LABEL]
@@ -88,6 +90,10 @@ def match_labels(labels: Sequence[str], classes: Mapping[str, MachineClass]) -> 
     near = _nearest(label, classes)
     hint = f"; the nearest is {near!r}" if near else ""
     return Match(ours=True, machine=None, reason=f"no class is called {label!r}{hint}")
+
+
+def _passes(label: str) -> bool:
+    return label in PLAIN_LABELS or _RUN.fullmatch(label) is not None
 
 
 def _nearest(label: str, classes: Mapping[str, MachineClass]) -> str:

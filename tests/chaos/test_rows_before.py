@@ -96,6 +96,17 @@ async def test_row_06_runners_get_other_jobs_than_those_they_were_made_for(town:
     assert len(town.calls("POST", JIT)) == 6
 
 
+@story(hosts=2)
+async def test_row_06_a_label_of_its_run_keeps_a_jobs_runner_for_it(town: Town) -> None:
+    town.goes_wrong("other-runner", for_="10m")
+    specs = {f"job{n}": {"runs-on": ["ironcd", f"run-{n}-x"], "steps": [{"run": "true"}]} for n in range(6)}
+    jobs = town.city.github.create_run("app", {"jobs": specs}).jobs
+    assert await town.comes_to_rest() == {"served": 6}
+    assert town.happened("other-runner") > 0
+    for job in jobs:
+        assert [runner.life.meant_for for runner in await town.runners_of(job)] == [job.id]
+
+
 @story()
 async def test_row_06_a_job_that_somebody_elses_runner_took(town: Town) -> None:
     (job,) = town.jobs()

@@ -20,6 +20,8 @@ CLASSES = {
         (["IronCD"], "ironcd"),
         (["ironcd", "ironcd-gpu"], "ironcd-gpu"),
         (["ironcd-4cpu-16gb"], "ironcd-4cpu-16gb"),
+        (["ironcd", "run-17000000040"], "ironcd"),
+        (["ironcd-gpu", "Run-17000000040-build_2"], "ironcd-gpu"),
     ],
 )
 def test_labels_that_we_serve(labels: list[str], name: str) -> None:
@@ -45,6 +47,7 @@ def test_labels_of_others(labels: list[str]) -> None:
     [
         (["ironcd-gpuu"], "the nearest is 'ironcd-gpu'"),
         (["ironcd-0cpu-4gb"], "no class is called"),
+        (["ironcd", "run-of-mine"], "'run-of-mine' isn't one that IronCD's runners have"),
         (["ironcd", "windows"], "'windows' isn't one that IronCD's runners have"),
         (["ironcd-gpu", "ironcd-2cpu-4gb"], "name two classes"),
     ],
