@@ -17,7 +17,7 @@ import structlog
 
 from orchestrator.audit import days
 from orchestrator.audit.notes import BadNote, parse_note
-from orchestrator.system.files import sync_folder
+from orchestrator.system.files import append_line, sync_folder
 
 FILE = "checkpoints.jsonl"
 _TAIL = 64 << 10
@@ -96,18 +96,10 @@ class Checkpoints:
                 newest = Kept(round(now, 3), size, text)
                 fresh.append(newest)
         if fresh:
-            _append(self._folder / FILE, fresh)
+            path = self._folder / FILE
+            made = not path.exists()
+            append_line(path, b"".join(msgspec.json.encode(one) + b"\n" for one in fresh))
+            if made:
+                sync_folder(self._folder)
             self._newest = newest
         return self.size
-
-
-def _append(path: Path, fresh: Iterable[Kept]) -> None:
-    made = not path.exists()
-    with path.open("a+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
-        file.write((b"\n" if torn else b"") + b"".join(msgspec.json.encode(one) + b"\n" for one in fresh))
-        file.flush()
-        os.fsync(file.fileno())
-    if made:
-        sync_folder(path.parent)

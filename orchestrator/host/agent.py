@@ -72,6 +72,7 @@ class Agent:
         self._missing_since: dict[str, float] = {}
         self._generation = -1
         self._desired = b""
+        self._stated: Desired | None = None
         self._problems: dict[str, Failure] = {}
         self._orphans: dict[str, float] = {}
         self._orphan_taps: dict[str, float] = {}
@@ -120,6 +121,7 @@ class Agent:
             if wish.jit:
                 hide(wish.jit)
         with self._lock:
+            desired = self._stated = desired_file.with_known_orders(desired, self._stated, self.parts.clock())
             kept = desired_file.usable(desired.runners)
             changed = kept != self._wishes or desired.generation != self._generation
             self._wishes = kept
@@ -474,7 +476,7 @@ class Agent:
                         self._cleared["link"] += 1
 
     def _load_desired(self) -> None:
-        desired = desired_file.read(self.parts.paths.desired)
+        desired = self._stated = desired_file.read(self.parts.paths.desired)
         if desired is None:
             return
         self._wishes = desired_file.usable(desired.runners)

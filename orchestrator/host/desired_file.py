@@ -14,6 +14,8 @@ from orchestrator.host.parts import without_secret
 
 log = structlog.get_logger()
 
+REMOVALS_S = 30 * 86400.0
+
 
 def read(path: Path) -> Desired | None:
     """None where there is none that can be read: the control plane will say it again."""
@@ -30,6 +32,21 @@ def as_kept(desired: Desired) -> bytes:
     """What may lie on the disk of ``desired``."""
     clean = msgspec.structs.replace(desired, runners=tuple(map(without_secret, desired.runners)))
     return msgspec.json.encode(clean)
+
+
+def with_known_orders(desired: Desired, known: Desired | None, now: float) -> Desired:
+    """``desired`` with what was ever ordered of templates: a control plane that has forgotten it takes nothing back.
+
+    No order is ever taken back; of two for the same template the later one counts.  A removal is remembered for as long as
+    the control plane remembers it.
+    """
+    if known is None:
+        return desired
+    removed = {key: at for key, at in known.templates_removed.items() if at >= now - REMOVALS_S}
+    for key, at in desired.templates_removed.items():
+        removed[key] = max(at, removed.get(key, 0.0))
+    since = max(desired.templates_since, known.templates_since)
+    return msgspec.structs.replace(desired, templates_since=since, templates_removed=removed)
 
 
 def usable(wishes: Iterable[DesiredRunner]) -> dict[str, DesiredRunner]:

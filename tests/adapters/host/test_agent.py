@@ -1014,3 +1014,12 @@ def test_each_question_for_the_time_is_answered(host):
     ((_, answer),) = host.talk.said
     assert isinstance(answer, guest.Time)
     assert abs(answer.now_ns - time.time_ns()) < 10_000_000_000
+
+
+def test_what_was_ordered_of_templates_outlives_a_control_plane_that_forgets(host):
+    host.agent.wished(Desired("h1", 1, (), templates_since=5.0, templates_removed={"k": host.clock.now}))
+    host.agent.wished(Desired("h1", 2, ()))
+    host.agent.close()
+    host.boot()
+    host.agent.wished(Desired("h1", 3, ()))
+    assert (host.parts.templates._since, host.parts.templates._removed) == (5.0, {"k": host.clock.now})
