@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,9 @@ import pytest
 
 from orchestrator.host.accelerator import open_to_group
 
-pytestmark = pytest.mark.real
+PYTHON = shutil.which("python3", path="/usr/bin:/bin") or ""
+"""The system's: a virtual environment may lie where other users can't go."""
+pytestmark = [pytest.mark.real, pytest.mark.skipif(not PYTHON, reason="there is no python3 that every user may run")]
 
 
 @pytest.fixture
@@ -28,11 +29,10 @@ def device():
 
 
 def _opens(path: Path, uid: int, gid: int) -> bool:
-    code = f"import os; os.open({str(path)!r}, os.O_RDWR)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], user=uid, group=gid, extra_groups=[], capture_output=True, check=False
-    )
-    return done.returncode == 0
+    code = f"import os\ntry: os.open({str(path)!r}, os.O_RDWR)\nexcept PermissionError: print('refused')"
+    argv = [PYTHON, "-IS", "-c", code]
+    done = subprocess.run(argv, user=uid, group=gid, extra_groups=[], cwd="/", capture_output=True, check=True)
+    return not done.stdout
 
 
 def test_a_user_of_the_group_can_open_it_and_another_cant(device):

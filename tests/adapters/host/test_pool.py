@@ -99,7 +99,7 @@ class PoolHost(Host):
         self.parts.paths = self.paths
         self.talk.on_order = self.guest_does
         self.agent.pool._look_at_memory = lambda: self.memory
-        self.agent._capacity = msgspec.structs.replace(self.agent._capacity, vcpus=4, memory_mib=10**6)
+        self.agent._capacity = msgspec.structs.replace(self.agent._capacity, vcpus=4, memory_mib=10**6, disk_gib=10**4)
         self.agent._swept_at = self.parts.uptime()
 
     def guest_does(self, ulid: str, order: object) -> None:
