@@ -145,6 +145,7 @@ class Pool:
             found = pool_plan.plan(self._filled(scene), now, self.parts.settings.warm_age_s)
             for ulid, why in found.end:
                 self._to_end(self._waiting[ulid], why)
+                self._memory_at = 0.0  # what was seen isn't so once it is dead
             for waiting in list(self._waiting.values()):
                 if waiting.state == "ending" and not waiting.busy and now >= waiting.not_before:
                     self._submit_end(waiting)

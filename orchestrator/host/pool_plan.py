@@ -5,7 +5,7 @@ less than any job.  The rules, first match wins for each machine:
 
 1. It ends where nothing asks for it any more: its class is gone, has another size or image, or wants none waiting; its
    template was replaced; it is older than ``age_s`` (its clock has drifted, its image may have been rebuilt).
-2. Under memory pressure those that wait end, one at each turn, until there is none.
+2. Under memory pressure those that wait end, one after the other, each once the one before it is dead, until there is none.
 3. Where a job's machine and those that wait don't fit together, as many end as the job needs, oldest first, at once.
 4. More than its class wants: the oldest end.
 5. Too few: one is made, and only where no job's machine is being started, none other is being made, memory is not even
@@ -69,7 +69,8 @@ def plan(scene: Scene, now: float, age_s: float = AGE_S) -> Plan:
     ends = dict(_unwanted(scene, now, age_s))
     left = [waiter for waiter in scene.waiters if waiter.state == "waiting" and waiter.id not in ends]
     left.sort(key=lambda waiter: (waiter.since, waiter.id))
-    if scene.memory.tight and left and not ends:
+    dying = any(waiter.state == "ending" for waiter in scene.waiters)  # its memory may be all that was short
+    if scene.memory.tight and left and not ends and not dying:
         ends[left[0].id] = "memory is short"
     for waiter in make_room(scene.taken, [w for w in scene.waiters if w.id not in ends], scene.capacity):
         ends[waiter] = "a job needs its room"

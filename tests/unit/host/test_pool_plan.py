@@ -105,10 +105,11 @@ def test_age_recycles():
     assert plan(scene(old, waiter(2)), NOW, age_s=3601.0) == Plan()
 
 
-def test_under_pressure_one_goes_at_each_turn_and_none_comes():
+def test_under_pressure_one_goes_after_the_other_and_none_comes():
     tight = Memory(tight=True, roomy=False)
     assert ended(plan(scene(waiter(1), waiter(2), memory=tight), NOW)) == {"W1": "memory is short"}
     assert plan(scene(memory=tight), NOW) == Plan()
+    assert plan(scene(waiter(1, state="ending"), waiter(2), memory=tight), NOW) == Plan(), "one after the other"
 
 
 def test_near_pressure_none_comes_and_none_goes():
