@@ -11,6 +11,7 @@ import msgspec
 from orchestrator.control.records import JobRecord, RunnerRecord
 from orchestrator.control.standing import REMOVED, SUSPENDED
 from orchestrator.control.world import ON_ITS_WAY, World
+from orchestrator.core.job import STORY_LIMIT, Moment
 
 WAITS = "waits_for_"
 TELL_S = 60.0
@@ -34,8 +35,13 @@ def tell_wait(world: World, job_id: int, kind: str, reason: str) -> None:
         if world.now - since < TELL_S:
             return
     if kind and not (kind == "app" and last is not None and last.what in (SUSPENDED, REMOVED)):
-        world.tell_job(job_id, WAITS + kind, reason)
+        _add(world, record, Moment(world.now, WAITS + kind, reason))
     world.put_job(msgspec.structs.replace(world.jobs[job_id], told=kind))
+
+
+def _add(world: World, record: JobRecord, moment: Moment) -> None:
+    """Also where the story's last line says the same: what ended that wait may stand in the story of a runner."""
+    world.change_job(record.job.id, story=(*record.job.story, moment)[-STORY_LIMIT:])
 
 
 def tell_of_github(world: World, runner: RunnerRecord, reason: str) -> tuple[str, str]:

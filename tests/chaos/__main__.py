@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sabotage",
         default="",
-        help="do what must be found out, in every tier: lose-a-job, leave-a-disk, touch-a-stranger",
+        help="do what must be found out, in every tier: lose-a-job, leave-a-disk, touch-a-stranger; more of the crowd: sabotage.py",
     )
     return parser
 

@@ -23,7 +23,7 @@ class Lot(msgspec.Struct, frozen=True):
 
 
 def draw(rng: random.Random, state_dir: str, prefix: str) -> Lot:
-    vcpus = rng.choice((10, 16, 48))
+    vcpus = rng.choice((6, 10, 48))
     classes = {
         "ironcd": MachineClass("ironcd", lifetime_s=LIFETIME_S, warm=rng.choice((0, 1, 2))),
         "ironcd-cold": MachineClass("ironcd-cold", lifetime_s=LIFETIME_S, start="cold"),
@@ -33,6 +33,7 @@ def draw(rng: random.Random, state_dir: str, prefix: str) -> Lot:
         repository=Share(runners=rng.choice((None, 5, 8))),
         repositories={
             "acme/flood": Share(runners=rng.choice((3, 6)), weight=0.5, priority=-2),
+            "acme/tools": Share(),
             "acme/web": Share(weight=3.0, priority=rng.choice((0, 3))),
         },
         organisations={"beta": Share(vcpus=rng.choice((4, 8)))},

@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 
 from policies import baseline_policy, load_presets
-from tests.chaos import stories, trouble
+from tests.chaos import fairness, stories, trouble
 from tests.chaos.city import City, spare_key
 from tests.chaos.clockwork import Loop, install
 from tests.chaos.forks import in_a_fork
 from tests.chaos.oracle import Oracle
 from tests.chaos.sabotage import LATER, PLANTED, SABOTAGES
 
-HARNESS = 3
+HARNESS = 4
 """Of which version this is.  It grows when the same seed plays another history than before: a seed is of one harness."""
 HOSTS = 3
 LOOK_S = 30.0
@@ -70,6 +70,10 @@ class Report(Outcome, kw_only=True):
     """Of virtual time"""
     unreasoned: int
     """Jobs that waited at some time and whose story has no reason for it."""
+    starved: int
+    """Jobs that were made to wait while machines went to somebody who wasn't to come before them."""
+    overtook: int
+    """Machines that were placed for somebody with few while older jobs of somebody with more waited."""
     starts: dict[str, int]
     """How runners' machines were started, as far as Redis has it."""
 
@@ -178,10 +182,13 @@ async def judged(city: City, oracle: Oracle, jobs: int, seed: int, sabotage: str
     city.rules.look()
     decided, starts = await city.rules.decided(oracle.store)
     silent = stories.unreasoned(city)
-    found = await outcome(city, oracle, jobs, [*decided, *map(str, silent)])
+    fair = fairness.judged(city)
+    found = await outcome(city, oracle, jobs, [*decided, *map(str, silent), *fair.words()])
     return Report(
         **msgspec.structs.asdict(found),
         unreasoned=len({gap.job for gap in silent} | oracle.unreasoned),
+        starved=len(fair.starved),
+        overtook=fair.overtook,
         starts=dict(sorted(starts.items())),
         harness=HARNESS,
         seed=seed,

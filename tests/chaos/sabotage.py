@@ -12,6 +12,7 @@ import msgspec
 
 from orchestrator.control import demand, told_waits
 from orchestrator.control.world import World
+from orchestrator.core.fair_share import FairQueue
 from orchestrator.core.link import Limits
 from orchestrator.core.names import names_of
 from orchestrator.core.sharing import Share
@@ -160,6 +161,13 @@ def _tell_no_waits() -> None:
     demand.tell_wait = told_waits.tell_wait = say_nothing
 
 
+def _first_come_first_served() -> None:
+    """Whoever waits longest gets the next machine, whatever he has."""
+    queue: Any = FairQueue
+    queue._owner_share = queue._repo_share = lambda _self, _name: 0.0
+    queue._level_of = lambda _self, _lane: 0
+
+
 SABOTAGES: dict[str, Callable[[City], None]] = {
     "serve-twice": _serve_twice,
     "leave-a-domain": _leave_a_domain,
@@ -189,5 +197,8 @@ LATER: dict[str, Callable[[City, Oracle], Awaitable[None]]] = {
     "wait-without-a-reason": _say_no_reason,
     "drop-a-reason": _drop_a_reason,
 }
-PLANTED: dict[str, Callable[[], None]] = {"tell-no-waits": _tell_no_waits}
+PLANTED: dict[str, Callable[[], None]] = {
+    "tell-no-waits": _tell_no_waits,
+    "first-come-first-served": _first_come_first_served,
+}
 """Faults of the product's own, in place before anything begins."""

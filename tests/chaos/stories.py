@@ -105,7 +105,7 @@ def gaps(record: JobRecord, job: Job, era: Era, chronicle: Chronicle) -> Iterato
                 yield Gap(job.id, bare, seconds, after)
         if line is None:
             return
-        fresh = _after(reason, line, record)
+        fresh = reason_after(reason, line)
         if fresh is None and reason is not None:
             bare = min(at, ran_out)
         reason, after = fresh, f"{line.what} {line.detail}"[:120]
@@ -130,7 +130,7 @@ def _runners(record: JobRecord, era: Era) -> list[RunnerRecord]:
     return [era.runners[number] for number in record.runners if number in era.runners]
 
 
-def _after(reason: Reason | None, line: Line, record: JobRecord) -> Reason | None:
+def reason_after(reason: Reason | None, line: Line) -> Reason | None:
     """Why the job waits once ``line`` is told."""
     what = line.what
     if line.runner:

@@ -52,9 +52,11 @@ SABOTAGES = {
     "run-a-good-job-again": "its machine wasn't lost",
 }
 """What is done to a system at rest, and the word by which the judge tells of it."""
-PLANTED = {"tell-no-waits": "its story has no reason"}
+PLANTED = {
+    "tell-no-waits": ("20:101", "its story has no reason"),
+    "first-come-first-served": ("30:104", "was starved"),
+}
 """What is wrong with the product from the beginning on, in a run of its own each."""
-PLANTED_IN = "20:101"
 FOUND_NOTHING = 3
 """Kinds of which none may have found anything to befall: what holds for a moment depends on all that went before."""
 SABOTAGED = "6:3"
@@ -89,7 +91,7 @@ def kept() -> list[Kept]:
 def played() -> list[Any]:
     """Reports of the runs, of those of a product with a fault planted, and of the judge after each sabotage."""
     runs = [f"{JOBS}:{seed}" for seed in TEN] + [f"{one.jobs}:{one.seed}" for one in kept() if one.harness == HARNESS]
-    planted = [f"{PLANTED_IN}:{fault}" for fault in PLANTED]
+    planted = [f"{where}:{fault}" for fault, (where, _) in PLANTED.items()]
     words = ["--at-once", str(AT_ONCE), *runs, *planted, f"{SABOTAGED}:{','.join(SABOTAGES)}"]
     return [json.loads(line) for line in chaos("tests.chaos.many", *words).splitlines()]
 
@@ -123,6 +125,13 @@ def test_nobody_broke_and_no_job_waited_without_a_reason(reports) -> None:
     for report in reports:
         assert report["wrong"] == [], wrong(report)
         assert report["ok"]
+
+
+def test_no_quiet_repository_waited_behind_a_flood(reports) -> None:
+    """And there was something to judge: those with few overtook older jobs of those with many."""
+    for report in reports:
+        assert report["starved"] == 0, wrong(report)
+    assert sum(report["overtook"] for report in reports) >= len(TEN)
 
 
 def test_the_trouble_was_real(reports) -> None:
@@ -160,7 +169,7 @@ def test_the_judge_sees_what_is_wrong(played, number: int, sabotage: str) -> Non
 def test_the_judge_sees_a_fault_of_the_products_own(played, number: int, fault: str) -> None:
     report = played[-1 - len(PLANTED) + number]
     assert not report["ok"]
-    assert re.search(PLANTED[fault], json.dumps(report["wrong"])), report["wrong"]
+    assert re.search(PLANTED[fault][1], json.dumps(report["wrong"])), report["wrong"]
 
 
 def test_each_kept_seed_says_what_holds_its_fault_now() -> None:

@@ -219,7 +219,7 @@ def report(**more: Any) -> dict[str, Any]:
 def test_one_report_has_the_sums_and_each_tiers_own() -> None:
     tiers = {"crowd": report(), "vms": report(leaked={"disks": 1, "links": 0}, faults={"ghost": 1}, ok=False)}
     made = together(tiers, 7)
-    sums = ["jobs", "served", "lost", "served_twice", "unreasoned", "leaked", "faults", "kills"]
+    sums = ["jobs", "served", "lost", "served_twice", "unreasoned", "starved", "leaked", "faults", "kills"]
     assert list(made) == [*sums, "seed", "ok", "tiers"]
     assert (made["jobs"], made["served"], made["kills"], made["seed"], made["ok"]) == (8, 6, 4, 7, False)
     assert made["leaked"] == {"disks": 1, "links": 0}

@@ -136,7 +136,7 @@ def together(reports: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, A
     """The report of the whole: sums over the tiers, each of which is under ``tiers``."""
     counts = {
         key: sum(int(report.get(key, 0)) for report in reports.values())
-        for key in ("jobs", "served", "lost", "served_twice", "unreasoned")
+        for key in ("jobs", "served", "lost", "served_twice", "unreasoned", "starved")
     }
     sums = {}
     for key in ("leaked", "faults"):

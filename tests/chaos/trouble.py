@@ -15,6 +15,10 @@ from orchestrator.simulator.github.state import Run
 if TYPE_CHECKING:
     from tests.chaos.city import City
 
+FLOOD = 13
+"""A run of so many jobs is a flood: all of one repository that no quota holds back, and more than the others ever have."""
+QUIET = 3
+FLOODS = "acme/tools"
 TERMINAL = ("jit-forbidden", "jit-invalid", "jit-missing")
 """After these a job is refused for good, with GitHub's reason: one each time, so that jobs remain to be served."""
 BIG = "ironcd-big"
@@ -31,17 +35,22 @@ def span_s(jobs: int) -> float:
 
 
 def work_plan(jobs: int, seed: int, over_s: float) -> list[tuple[float, int]]:
-    """When runs start, and of how many jobs: single ones, matrices, a flood."""
+    """When runs start, and of how many jobs: single ones, matrices, and where there are enough a flood, with quiet ones behind it."""
     rng = random.Random(f"work {seed}")
     made: list[tuple[float, int]] = []
     left, at = jobs, 0.0
+    flood: list[tuple[float, int]] = []
+    if jobs >= 2 * FLOOD:
+        begins = rng.uniform(0.1, 0.6) * over_s
+        flood = [(begins, max(FLOOD, jobs // 4)), *((begins + rng.uniform(10.0, 120.0), 1) for _ in range(QUIET))]
+        left -= sum(size for _, size in flood)
     while left:
         at += rng.expovariate(left / over_s) if made else 0.0
         size = min(left, rng.choice((1, 1, 1, 2, 3, 8, 12)))
         made.append((at, size))
         left -= size
         over_s = max(1.0, over_s - 1.0)
-    return made
+    return sorted([*made, *flood])
 
 
 def trouble_plan(seed: int, over_s: float) -> list[tuple[float, str]]:
@@ -62,7 +71,18 @@ async def work(city: City, jobs: int, over_s: float) -> None:
     began = city.loop.time()
     for number, (at, size) in enumerate(work_plan(jobs, city.seed, over_s)):
         await asyncio.sleep(max(0.0, began + at - city.loop.time()))
-        start_run(city, random.Random(f"run {city.seed} {number}"), size)
+        rng = random.Random(f"run {city.seed} {number}")
+        start_run(city, rng, size) if size < FLOOD else start_flood(city, rng, size)
+
+
+def start_flood(city: City, rng: random.Random, size: int) -> None:
+    """A matrix that takes all there is, for long, of a repository that has no quota."""
+    spec = {"runs-on": "ironcd", "steps": [{"run": "true"}]}
+    run = city.github.create_run(FLOODS, {"jobs": {f"job{number}": spec for number in range(size)}})
+    for job in run.jobs:
+        city.lengths[job.id] = rng.choice((40.0, 120.0, 240.0)) * city.pace
+    city.used["flood"] += 1
+    city.journal.note(f"run {run.id} of {FLOODS}: a flood of {size} jobs")
 
 
 def start_run(city: City, rng: random.Random, size: int) -> Run:
@@ -361,5 +381,5 @@ HOST_FAULTS = {
     "host-cordoned": _cordon,
     "host-drained": _drain,
 }
-KINDS = {*CATALOGUE, *HOST_FAULTS, "label-unserved", "run-again"}
+KINDS = {*CATALOGUE, *HOST_FAULTS, "label-unserved", "run-again", "flood"}
 """All that can happen to a system, by the names under which reports count it."""

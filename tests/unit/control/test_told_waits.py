@@ -11,8 +11,11 @@ from orchestrator.control.github import Installation, Unavailable
 from orchestrator.control.github_fake import When
 from orchestrator.control.policy_archive import PolicyArchive
 from orchestrator.control.settings import ControlSettings
+from orchestrator.control.told_waits import tell_wait
+from orchestrator.control.world import World
 from orchestrator.core.inbox import InstallationNews
 from orchestrator.core.machine import Capacity
+from orchestrator.core.policy import Policy
 from orchestrator.core.sharing import Share, Sharing
 
 from .stage import INSTALLATION, ORG, Host, Stage, runner_name
@@ -133,3 +136,14 @@ async def test_a_job_whose_runner_was_taken_says_that_it_waits_for_its_turn(stag
     await stage.deliver(stage.github.give(2, runner_name(first)))
     await stage.look()
     assert (await waits(stage, 1))[-1:] == ["turn"]
+
+
+async def test_a_wait_that_begins_again_in_the_same_words_is_told_again(stage: Stage) -> None:
+    """A runner came for the job in between and was taken by another one, which only the runner's story says."""
+    await stage.deliver(stage.job(1))
+    await turns(stage, 1)
+    world = World(await stage.store.snapshot(), stage.settings, Policy("enforce", ()), stage.now)
+    for kind in ("room", "", "room"):
+        tell_wait(world, 1, kind, "no host has room")
+    story = [moment.what for moment in world.jobs[1].job.story]
+    assert story[-2:] == ["waits_for_room", "waits_for_room"]
