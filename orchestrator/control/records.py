@@ -71,7 +71,7 @@ class RunnerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     start: Start = ""
     """How its host started its VM."""
     cold_because: str = ""
-    """Why it booted cold, where its class wants a clone."""
+    """Why it didn't start as its class wants: cold in place of a clone, or a clone where machines should wait."""
     tries: int = 0
     """At GitHub, for the order that it is owed; 0 once one succeeded."""
     not_before: float = 0.0

@@ -195,7 +195,7 @@ class ObservedRunner(msgspec.Struct, frozen=True, omit_defaults=True):
     start: Start = ""
     """How its VM was started."""
     cold_because: str = ""
-    """Why it booted cold, where its class wants a clone."""
+    """Why it didn't start as its class wants: cold in place of a clone, or a clone where machines should wait."""
     marks: dict[str, float] = {}
     """`Mark` to the time at which it was first true."""
     policy: str = ""

@@ -13,6 +13,7 @@ import structlog
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.link import Limits, Link
+from orchestrator.core.machine import MachineClass
 from orchestrator.core.names import Names, names_of
 from orchestrator.core.policy import compile_policy
 from orchestrator.core.settings import HostSettings
@@ -60,6 +61,8 @@ class Parts:
     templates: Templates = None  # type: ignore[assignment]  # set by the agent, which knows what runs
     reserved: dict[str, Callable[[Message], None]] = field(default_factory=dict)
     """VMs that no runner has (yet), by ULID, with who hears what their guests say.  The sweep leaves them alone."""
+    unwaited: Callable[[MachineClass], str] = lambda _machine: ""
+    """Why no machine waited for a job that is started without one; set by the agent, which has the pool."""
     changed: Callable[[], None] = lambda: None
     """Called when something that the control plane should see has changed."""
 

@@ -105,6 +105,25 @@ class Pool:
                 ObservedWarm(w.runner.record.id, w.runner.record.machine.name, w.since + to_epoch) for w in found
             )
 
+    def why_none(self, machine: MachineClass) -> str:
+        """Why a job of ``machine`` is started without a machine that waits; empty where its class wants none waiting."""
+        if not machine.warm or machine.start != "clone":
+            return ""
+        with self._lock:
+            states = {w.state for w in self._waiting.values() if w.runner.record.machine.name == machine.name}
+            paused = self.parts.uptime() < self._not_before
+        if "waiting" in states:
+            why = "what waits became ready after it was placed, or is another's"
+        elif "making" in states:
+            why = "one is being made"
+        elif self._memory.tight:
+            why = "memory is short"
+        elif paused:
+            why = "the last one couldn't be made"
+        else:
+            why = "the next one isn't made yet"
+        return f"no machine waited for it: {why}"
+
     def clones(self) -> Counter[str]:
         """How many there are of each template."""
         with self._lock:

@@ -85,6 +85,7 @@ def _cloned(parts: Parts, runner: Runner, plan: Plan) -> bool:
         record.unmark("disk_made")
         return False
     record.start = "clone"
+    record.cold_because = record.cold_because or parts.unwaited(plan.machine)
     runner.mark(parts, "domain_started")
     runner.mark(parts, "cloned")
     return True

@@ -104,9 +104,11 @@ def _claimed(parts: Parts, runner: Runner, want: DesiredRunner) -> bool:
     The gate was closed all the time: the job's configuration has reached nobody.
     """
     runner.waited = False
+    why = ""
     try:
         claim(parts, runner, want)
     except (HostError, OSError) as error:
+        why = f"the machine that waited couldn't take it over: {error}"[:500]
         log.warning("claim_failed", runner=want.id, error=str(error))
     else:
         return True
@@ -117,7 +119,7 @@ def _claimed(parts: Parts, runner: Runner, want: DesiredRunner) -> bool:
             remedy="See the agent's log; the host tries again by itself.",
         )
     with runner.lock:
-        runner.record = Record(id=want.id, machine=want.machine)
+        runner.record = Record(id=want.id, machine=want.machine, cold_because=why)
         parts.records.save(runner.record)
     return False
 

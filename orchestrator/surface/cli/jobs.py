@@ -130,7 +130,8 @@ def _made_row(runner: dict[str, Any]) -> tuple[object, ...]:
     failure = runner.get("failure") or {}
     why = ": ".join(part for part in (failure.get("code", ""), failure.get("message", "")) if part)
     ended = why or runner.get("detail") or runner.get("reason", "")
-    return (runner["id"], runner.get("host", ""), runner.get("start", ""), runner.get("phase", ""), ended)
+    start = ": ".join(part for part in (runner.get("start", ""), runner.get("cold_because", "")) if part)
+    return (runner["id"], runner.get("host", ""), start, runner.get("phase", ""), ended)
 
 
 def _stages(stages: list[dict[str, Any]], began: float) -> list[tuple[str, str, str, str, str]]:

@@ -24,7 +24,7 @@ from orchestrator.host.template_key import Basis
 from orchestrator.host.templates import Cold, Lease
 from orchestrator.system.process import run
 
-from .test_agent import BASELINE, JIT, JOBS, ONE, Host, make_image
+from .test_agent import BASELINE, JIT, JOBS, ONE, TWO, Host, make_image
 
 SMALL = MachineClass("ironcd", vcpus=1, memory_mib=64, disk_gib=1, warm=1)
 PLENTY, SHORT = Memory(tight=False, roomy=True), Memory(tight=True, roomy=False)
@@ -202,6 +202,7 @@ def test_a_claim_that_fails_starts_a_machine_from_the_beginning(host):
     host.wish(ulid, machine=SMALL)
     host.until(lambda: host.runs(ulid))
     assert host.seen(ulid).start != "warm"
+    assert host.seen(ulid).cold_because.startswith("the machine that waited couldn't take it over")
     assert host.seen(ulid).failure is None
     assert host.hypervisor.made.count(names_of(ulid).domain) == 2
 
@@ -214,6 +215,20 @@ def test_a_machine_that_was_lost_in_between_costs_its_job_nothing(host):
     host.pass_time(1.1)
     host.until(lambda: host.runs(ulid))
     assert host.seen(ulid).start != "warm"
+
+
+def test_a_job_for_which_none_waited_says_why(host):
+    host.memory = SHORT
+    host.classes = (SMALL,)
+    host.tell()
+    host.pass_time(1.1)
+    host.wish(ONE, machine=SMALL)
+    host.until(lambda: host.runs(ONE))
+    seen = host.seen(ONE)
+    assert (seen.start, seen.cold_because) == ("clone", "no machine waited for it: memory is short")
+    host.wish(TWO, machine=msgspec.structs.replace(SMALL, warm=0))
+    host.until(lambda: host.runs(TWO))
+    assert host.seen(TWO).cold_because == "", "its class wants none"
 
 
 def test_a_job_that_asks_for_another_size_gets_it(host):
