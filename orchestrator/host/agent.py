@@ -81,7 +81,6 @@ class Agent:
         self._adopted = False
         self._informed = False
         self.pool = Pool(parts)
-        parts.unwaited = self.pool.why_none
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="step")
         self._ends = ThreadPoolExecutor(_THREADS, thread_name_prefix="end")
         """Of its own: however slowly VMs are torn down, the next ones start."""

@@ -62,7 +62,7 @@ class Parts:
     reserved: dict[str, Callable[[Message], None]] = field(default_factory=dict)
     """VMs that no runner has (yet), by ULID, with who hears what their guests say.  The sweep leaves them alone."""
     unwaited: Callable[[MachineClass], str] = lambda _machine: ""
-    """Why no machine waited for a job that is started without one; set by the agent, which has the pool."""
+    """Why no machine waited for a job that is started without one; set by the pool."""
     changed: Callable[[], None] = lambda: None
     """Called when something that the control plane should see has changed."""
 

@@ -66,6 +66,7 @@ class Pool:
         self, parts: Parts, *, make: Make = make_waiting, memory: Callable[[], Memory] = pressure.look
     ) -> None:
         self._agents_parts = parts
+        parts.unwaited = self.why_none
         self._records = Records(parts.paths.waiting)
         self._make = make
         self._look_at_memory = memory
