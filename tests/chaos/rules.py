@@ -98,6 +98,8 @@ class Rules:
 
     def _placed(self, runner: RunnerRecord) -> list[str]:
         """A pass decides by what it read after it began: what began before the answer to an admin may not know of it."""
+        if any(moment.what == "taken_back" for moment in runner.story):
+            return []  # it was there already: nobody decided anew
         placed = [(moment.detail, moment.at) for moment in runner.story if moment.what == "Placed"]
         return [
             f"runner {runner.id} was placed on {host} at {at:.0f}, which was closed at {closed.since:.0f}"
