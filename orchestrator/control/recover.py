@@ -55,6 +55,8 @@ async def take_back(
     if account and not any(_is_of(installation, account) for installation in known):
         raise Unavailable(f"the App isn't installed for {account.partition('/')[0]}")
     for installation in known:
+        if account and not _is_of(installation, account):
+            continue
         if installation.suspended:
             raise Unavailable(f"the App is suspended for {installation.account}")
         for scope in _scopes(world, installation, seen):

@@ -107,6 +107,20 @@ async def test_no_machine_ends_because_the_app_is_removed_from_its_organisation_
     assert await stage.leftovers() == {}
 
 
+async def test_another_organisations_suspension_keeps_no_machine_unknown(stage: Stage) -> None:
+    await ready(stage)
+    (job,) = stage.github_assigns()
+    await stage.deliver(job)
+    await stage.look()
+    suspended = Installation(ANOTHER, "another", organization=True, suspended=True)
+    stage.github.apps = {ANOTHER: suspended, **stage.github.apps}
+    await forget_all(stage)
+    assert [record.life.job_id for record in await stage.runners()] == [1]
+    await stage.run(seconds=4.0)
+    assert stage.github.jobs[1].conclusion == "success"
+    assert await stage.leftovers() == {}
+
+
 async def test_a_refused_job_has_another_chance_when_the_installation_changes(stage: Stage) -> None:
     def refuse(call: str, when: str) -> None:
         if call == "generate_jit" and when == "before":
