@@ -156,6 +156,7 @@ class Libvirt:
                 qemu_state.load(_Monitor(self._open().lookupByName(name)), source)
 
     def destroy(self, name: str) -> None:
+        qemu_process.wait_reaped(name)
         domain = self._find(name)
         if domain is None:
             return
@@ -196,6 +197,8 @@ class Libvirt:
         return found
 
     def state(self, name: str) -> DomainState | None:
+        if qemu_process.is_unreaped(name):
+            return "stopped"
         domain = self._find(name)
         if domain is None:
             return None
@@ -270,6 +273,7 @@ class Libvirt:
         ulid = ulid_of(domain.name())
         if ulid is None or names_of(ulid).domain != domain.name():
             return False
+        qemu_process.wait_reaped(domain.name())
         return owner_in(domain.XMLDesc()) == (ulid, self._site)
 
     def _find(self, name: str) -> Any:

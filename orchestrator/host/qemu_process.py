@@ -4,6 +4,9 @@ Libvirt's `destroy` waits until PID 1 has reaped QEMU, which takes seconds on so
 whatever else it does with that domain.  The room of a VM is free before that: when the kernel has torn the process down.
 A pidfd tells exactly this: it becomes readable once the last thread is dead, and a thread gives its memory back before it
 counts as dead.  It also never names another process that was given the number of a dead one.
+
+And while a dead QEMU isn't reaped, nobody may ask libvirt about its domain: whoever does holds the list of all domains until
+then, and no VM at all can be made.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +34,24 @@ def kill(name: str, *, pids: Path = PIDS, within_s: float = 5.0) -> bool:
         with contextlib.suppress(ProcessLookupError):  # dead already, and not reaped
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         return bool(select.select([pidfd], [], [], within_s)[0])
+
+
+def is_unreaped(name: str) -> bool:
+    """Whether the QEMU of the domain ``name`` is dead, and PID 1 hasn't reaped it: libvirt waits for that."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        stat = Path(f"/proc/{int((PIDS / f'{name}.pid').read_text())}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
+def wait_reaped(name: str, *, within_s: float = 10.0) -> bool:
+    """Wait until a dead QEMU of the domain ``name`` is reaped; False where it isn't ``within_s`` seconds later."""
+    deadline = time.monotonic() + within_s
+    while is_unreaped(name):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def unlinked_bytes(folder: Path, *, pids: Path = PIDS, prefix: str = "ironcd-") -> int:
