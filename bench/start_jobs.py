@@ -29,6 +29,8 @@ CLASSES: dict[str, dict[str, object]] = {
 TEMPLATE_WITHIN_S = 300.0
 WARM_WITHIN_S = 120.0
 JOB_WITHIN_S = 300.0
+LOOKS_EVERY_S = 1.0
+"""Each look takes processor time from what is measured; when something happened stands in the job's story."""
 
 
 @contextmanager
@@ -63,7 +65,7 @@ def start(lab: Lab, kind: Kind) -> dict[str, float]:
     if kind == "warm":
         deadline = Deadline(time.monotonic() + WARM_WITHIN_S, "no machine waits")
         while not any(machine["machine_class"] == "ironcd-warm" for machine in _host(lab).get("warm", ())):
-            deadline.pause(0.1)
+            deadline.pause(LOOKS_EVERY_S)
     return milestones_of(end(lab, kind, begin(lab, kind)))
 
 
@@ -81,7 +83,7 @@ def end(lab: Lab, kind: Kind, job_id: int) -> scenario.Job:
     """The job, once it is over.  Raises RuntimeError where it failed, or its machine was of another kind."""
     deadline = Deadline(time.monotonic() + JOB_WITHIN_S, f"the {kind} job {job_id} didn't end")
     while not scenario.is_over(job := scenario.job_of(lab, job_id)):
-        deadline.pause(0.2)
+        deadline.pause(LOOKS_EVERY_S)
     runner = next(found for found in job["made_for_it"] if found["id"] == job["runner"])
     if job.get("conclusion") != "success" or len(job["made_for_it"]) != 1:
         raise RuntimeError(f"the {kind} job {job_id} ended with {job.get('conclusion')}: {job['reason']}")
