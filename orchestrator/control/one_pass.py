@@ -44,7 +44,7 @@ from orchestrator.control.reruns import Reruns
 from orchestrator.control.sealed import Seal
 from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
-from orchestrator.control.standing import away, note_away
+from orchestrator.control.standing import away, note_away, note_back
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
 from orchestrator.control.told_waits import hold_back, tell_before_the_line
 from orchestrator.control.warm import Waiting, waiting
@@ -118,7 +118,7 @@ class Pass:
             means.seal,
             self._write,
             keep=self._keep,
-            ask_again=means.installations.forget,
+            installations=means.installations,
         )
         self.rebind = Rebind(self.world, means.book, self._keep)
         self.checks = Checks(self.world, means.github, means.book, means.installations, means.groups)
@@ -143,6 +143,8 @@ class Pass:
         await follow(self.world, self.means.installations)
         self.world.away = await away(self.world, self.means.installations)
         note_away(self.world)
+        if note_back(self.world, self.means.installations):
+            self.means.search.ask_all()
         await self._take_back()
         observe(self.world)
         settle(self.world)

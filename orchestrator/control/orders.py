@@ -22,11 +22,12 @@ from orchestrator.control.github import (
     Registration,
     Unavailable,
 )
+from orchestrator.control.installations import Installations
 from orchestrator.control.orphans import owner_label
 from orchestrator.control.policies import PolicyBook, RefusedPolicy
 from orchestrator.control.records import RunnerRecord
 from orchestrator.control.sealed import Seal
-from orchestrator.control.standing import may_let_go
+from orchestrator.control.standing import ask, may_let_go
 from orchestrator.control.world import World, scope_of
 from orchestrator.core.flow import Identity
 from orchestrator.core.lifecycle import owed
@@ -57,10 +58,7 @@ log = structlog.get_logger()
 
 
 class Orders:
-    """``write`` records the world; it is awaited before each step that leaves something behind, and after it.
-
-    ``ask_again``: what is known of the App's installations is too old.
-    """
+    """``write`` records the world; it is awaited before each step that leaves something behind, and after it."""
 
     def __init__(
         self,
@@ -71,7 +69,7 @@ class Orders:
         write: Write,
         *,
         keep: Keep,
-        ask_again: Callable[[], None],
+        installations: Installations,
     ) -> None:
         self._world = world
         self._github = github
@@ -79,7 +77,7 @@ class Orders:
         self._seal = seal
         self._write = write
         self._keep = keep
-        self._ask_again = ask_again
+        self._installations = installations
         self.sealed: dict[str, bytes] = {}
         """JIT configurations to be recorded with the next write."""
         self.group_full = False
@@ -174,7 +172,7 @@ class Orders:
         try:
             held = await self._generate(record)
         except (Refused, Missing) as error:
-            self._refuse(record, error)
+            await self._refuse(record, error)
             return
         if held is None:
             return
@@ -201,7 +199,10 @@ class Orders:
                 return None
         return await self._github.generate_jit(scope, record.name, labels)
 
-    def _refuse(self, record: RunnerRecord, error: Refused | Missing) -> None:
+    async def _refuse(self, record: RunnerRecord, error: Refused | Missing) -> None:
+        """For good; but where the App is suspended or removed and nobody has heard of it, the runner waits until it is back."""
+        if await ask(self._world, self._installations, record):
+            return
         self._world.happen(record.id, RegistrationRefused(error.message))
         job = self._world.jobs.get(record.life.meant_for)
         if job is not None and job.job.wants_runner:
@@ -238,18 +239,13 @@ class Orders:
         waiting = "GitHub still gives the runner a job" if answer == "busy" else "the registration's removal"
         world.change_runner(runner_id, not_before=world.now + BUSY_AGAIN_S, waiting=waiting)
 
-    def _may_be_away(self, record: RunnerRecord, why: str) -> bool:
-        """GitHub doesn't show a policy file.  That refuses no job where the App is suspended or removed just now: the job waits
-        for its policy.  Whether it is so is asked once, since what is known of it may be minutes old.
-        """
+    async def _is_away(self, record: RunnerRecord) -> bool:
+        """GitHub doesn't show a policy file.  That refuses no job where the App is suspended or removed: the job waits for its policy."""
         world = self._world
-        away = world.away.get(record.life.installation)
-        if away is None and record.tries:
-            return False
-        if away is None:
-            self._ask_again()
-        world.change_runner(record.id, tries=record.tries + 1, not_before=world.now + BUSY_AGAIN_S, waiting=away or why)
-        return True
+        away = world.away.get(record.life.installation) or await ask(world, self._installations, record)
+        if away:
+            world.change_runner(record.id, not_before=world.now + BUSY_AGAIN_S, waiting=away)
+        return bool(away)
 
     async def _bind(self, runner_id: str, job_id: int) -> None:
         """Tell the host the policy of the job that GitHub says the runner has."""
@@ -259,7 +255,7 @@ class Orders:
             return
         job = known.job
         policy = await self._book.policy_of(job.installation, job.repo, world.images_of(record), world.now)
-        if isinstance(policy, RefusedPolicy) and policy.unread and self._may_be_away(record, policy.reason):
+        if isinstance(policy, RefusedPolicy) and policy.unread and await self._is_away(record):
             return
         unkept = "" if isinstance(policy, RefusedPolicy) else self._keep(policy)
         if unkept:

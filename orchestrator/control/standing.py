@@ -1,6 +1,8 @@
 """Installations that are out of reach: the App is suspended there, or was removed.  GitHub sends nothing and answers nothing.
 
 - Nothing new is begun for their jobs, which say why they wait.  What runs goes on: its end shows on its host.
+- Nobody may have heard of it, since GitHub's news of it was lost.  So what is refused there is refused for good only once GitHub
+  says, when it is asked then, that the App stands there.
 - A registration there can't be removed.  After a minute, in which the App may be back, a runner that ends is let go without:
   GitHub removes what never connects after a day, and the sweep of orphans what is left once the App is back.
 - A job of an App that was removed is kept for a day, as long as GitHub keeps it queued, and then put away: its end is unknown.
@@ -10,9 +12,10 @@ from __future__ import annotations
 
 import msgspec
 
-from orchestrator.control.github import GitHubFailure
+from orchestrator.control.github import GitHubFailure, Installation
 from orchestrator.control.installations import Installations
 from orchestrator.control.records import RunnerRecord
+from orchestrator.control.reinstalled import try_again
 from orchestrator.control.world import World
 
 PATIENCE_S = 60.0
@@ -30,11 +33,35 @@ async def away(world: World, installations: Installations) -> dict[int, str]:
             known = await installations.get(number, "", world.now)
         except GitHubFailure:
             return {}
-        if known is None:
-            found[number] = f"the App isn't installed in {account} any more"
-        elif known.suspended:
-            found[number] = f"the App is suspended in {account}: an owner can lift that in its settings"
+        if why := _why(known, account):
+            found[number] = why
     return found
+
+
+async def ask(world: World, installations: Installations, record: RunnerRecord) -> str:
+    """Why a runner's installation is out of reach, as GitHub says now; empty where it isn't.  Raises `GitHubFailure`."""
+    life = record.life
+    why = _why(await installations.ask(life.installation, world.now), life.org or _owner(life.repo))
+    if why and life.installation not in world.away:
+        world.away[life.installation] = why
+        world.progress = True
+    return why
+
+
+def note_back(world: World, installations: Installations) -> bool:
+    """What was refused may be granted where the App is back, though nobody told of it; True where it is back anywhere."""
+    back = installations.came_back()
+    for one in back:
+        try_again(world, one.id, one.account)
+    return bool(back)
+
+
+def _why(known: Installation | None, account: str) -> str:
+    if known is None:
+        return f"the App isn't installed in {account} any more"
+    if known.suspended:
+        return f"the App is suspended in {account}: an owner can lift that in its settings"
+    return ""
 
 
 def note_away(world: World) -> None:

@@ -7,6 +7,18 @@ from .histories import Step
 
 ONE = {"fate": "now", "count": 1, "deploys": False}
 KEPT: dict[str, tuple[Plan, list[Step]]] = {
+    "a runner is registered while the App is suspended, and neither that nor its return is heard of": (
+        Plan(steps=3, quota=1),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE, "fate": "late", "deploys": True}),
+            ("all_goes_on", {"rounds": 1, "fate": "now"}),
+            ("the_app_is_suspended_or_not", {"fate": "lost"}),
+            ("all_goes_on", {"rounds": 3, "fate": "twice"}),
+            ("a_vm_fails", {"pick": 3}),
+            ("all_goes_on", {"rounds": 1, "fate": "now"}),
+            ("the_app_is_suspended_or_not", {"fate": "lost"}),
+        ],
+    ),
     "another worker makes all runners while the first is about to": (
         Plan(per_repository=True),
         [

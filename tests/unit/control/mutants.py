@@ -278,6 +278,14 @@ def a_policy_that_isnt_shown_refuses_the_job() -> Planted:
     yield PolicyBook, "policy_of", refused
 
 
+@mutant
+def what_github_refuses_is_refused_for_good_unasked() -> Planted:
+    async def stands(*_: Any) -> str:
+        return ""
+
+    yield orders, "ask", stands
+
+
 # Nets and memory
 
 

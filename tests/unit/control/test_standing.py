@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.control.github import GitHubRunner, Installation, Refused, Unavailable
+import pytest
+
+from orchestrator.control.github import GitHubRunner, Installation, RateLimited, Refused, Unavailable
 from orchestrator.control.github_fake import When
 from orchestrator.control.orphans import owner_label
 from orchestrator.core.inbox import InstallationNews
@@ -210,3 +212,60 @@ async def test_a_policy_that_github_never_shows_refuses_the_job(stage: Stage) ->
         stage.now += 2
     (runner,) = await stage.runners()
     assert "Resource not accessible" in runner.refused
+
+
+@pytest.mark.parametrize(
+    ("suspended", "why"), [(True, "suspended in acme"), (False, "isn't installed in acme any more")]
+)
+async def test_unheard_of_a_registration_that_is_refused_waits_and_is_made_when_the_app_is_back(
+    suspended: bool,
+    why: str,
+    stage: Stage,
+) -> None:
+    """GitHub's news that the App is away is lost, and that it is back too."""
+    standing = dict(stage.github.apps)
+    await turns(stage, 1)
+    goes_away_with_the_first_registration(stage, suspended=suspended)
+    await stage.deliver(stage.job(1))
+    await turns(stage, 3)
+    (waits,) = await stage.runners()
+    record = await stage.job_record(1)
+    assert (waits.life.phase, record.permanent) == ("WANTED", "")
+    assert why in record.job.reason
+    assert stage.github.calls.count("generate_jit") == 1
+    stage.github.apps = standing
+    stage.now += 60
+    await stage.run(seconds=2)
+    record = await stage.job_record(1)
+    assert (record.job.conclusion, record.runners) == ("success", (waits.id,))
+    assert "incidents{kind=job_given_up}" not in await stage.store.counters()
+    assert await stage.leftovers() == {}
+
+
+def goes_away_with_the_first_registration(stage: Stage, *, suspended: bool) -> None:
+    def trouble(call: str, when: When) -> None:
+        if (call, when) == ("generate_jit", "before"):
+            stage.github.trouble = lambda _call, _when: None
+            away = Installation(INSTALLATION, ORG, organization=True, suspended=True)
+            stage.github.apps = {INSTALLATION: away} if suspended else {}
+
+    stage.github.trouble = trouble
+
+
+async def test_a_registration_is_refused_for_good_only_once_github_says_that_the_app_stands(stage: Stage) -> None:
+    silent = True
+
+    def trouble(call: str, when: When) -> None:
+        if (call, when) == ("generate_jit", "before"):
+            raise Refused("403 Resource not accessible by integration")
+        if silent and (call, when) == ("installations", "before"):
+            raise RateLimited("slow down", 5.0)
+
+    await turns(stage, 1)
+    await stage.deliver(stage.job(1))
+    stage.github.trouble = trouble
+    await turns(stage, 1)
+    assert not (await stage.job_record(1)).permanent
+    silent = False
+    await turns(stage, 3)
+    assert "Resource not accessible" in (await stage.job_record(1)).permanent
