@@ -2,6 +2,9 @@
 
 Hypothesis chooses the same deeds (`test_model.py`) with more wit and takes as long for that as the history itself; here a choice
 costs nothing.
+
+A history that doesn't end is found too: where everybody waits for nothing by `AtOnce`, and where one goes on and on by the processor
+time that it takes.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,8 @@ ALWAYS, SHARE = 4, 0.3
 CI_HISTORIES = 400
 """So many are played in each run of the tests."""
 IN_MEMORY = Path("/dev/shm")
+ENDLESS_S = 30.0
+"""Of processor time; a history takes some hundredths of a second."""
 
 
 class Found(AssertionError):
@@ -40,6 +47,10 @@ class Found(AssertionError):
         super().__init__(why)
         self.plan = plan
         self.steps = steps
+
+
+class Endless(AssertionError):
+    """A history goes on and on."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -69,10 +80,11 @@ class Theatre:
         return Play(self._folder, self._loop, plan)
 
     def replay(self, plan: Plan, steps: list[Step]) -> None:
-        play = self.begin(plan)
-        for name, arguments in steps:
-            play.play(name, arguments)
-        play.settle()
+        with _that_ends():
+            play = self.begin(plan)
+            for name, arguments in steps:
+                play.play(name, arguments)
+            play.settle()
 
     def chance(self, seed: int) -> None:
         """Play the history of ``seed``.  Raises Found."""
@@ -80,17 +92,21 @@ class Theatre:
         plan = Plan(**{name: rng.choice(values) for name, values in PLANS.items()})
         steps: list[Step] = []
         try:
-            play = self.begin(plan)
-            kept = [one for one in DEEDS.values() if one.weight >= ALWAYS or rng.random() < SHARE]
-            weights = [one.weight for one in kept]
-            for name in [one.name for one in rng.choices(kept, weights, k=rng.randint(4, LONGEST))]:
-                step = name, {key: rng.choice(values) for key, values in DEEDS[name].choices.items()}
-                if DEEDS[name].when(play):
-                    steps.append(step)
-                    play.play(*step)
-            play.settle()
+            with _that_ends():
+                self._play(rng, self.begin(plan), steps)
         except Exception as error:
             raise Found(f"{type(error).__name__}: {error}", plan, steps) from error
+
+    def _play(self, rng: random.Random, play: Play, steps: list[Step]) -> None:
+        """``steps``: takes what is played."""
+        kept = [one for one in DEEDS.values() if one.weight >= ALWAYS or rng.random() < SHARE]
+        weights = [one.weight for one in kept]
+        for name in [one.name for one in rng.choices(kept, weights, k=rng.randint(4, LONGEST))]:
+            step = name, {key: rng.choice(values) for key, values in DEEDS[name].choices.items()}
+            if DEEDS[name].when(play):
+                steps.append(step)
+                play.play(*step)
+        play.settle()
 
     def first_fault(self, seeds: range) -> Kept | None:
         """Of the histories of ``seeds``; None where all are as they must be."""
@@ -98,6 +114,8 @@ class Theatre:
             try:
                 self.chance(seed)
             except Found as found:
+                if isinstance(found.__cause__, Endless):
+                    return Kept(seed, found.plan, found.steps, str(found))
                 return Kept(seed, *self.shortest(found.plan, found.steps))
         return None
 
@@ -130,21 +148,59 @@ AT_A_TIME = 50
 
 
 def first_fault(seeds: range, processes: int) -> Kept | None:
-    """As `Theatre.first_fault`, of whichever process finds one first.  Each has a theatre of its own, and is a fresh process."""
-    parts = [seeds[at : at + AT_A_TIME] for at in range(0, len(seeds), AT_A_TIME)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        playing = [pool.submit(_play_part, part) for part in parts]
-        for done in as_completed(playing):
-            found = done.result()
+    """As `Theatre.first_fault`, of whichever of so many processes finds one first.  Raises RuntimeError where one dies at it.
+
+    Each has a share of the seeds, a pipe of its own, and nothing in common with the others: one that is ended, or dies,
+    holds nobody up.
+    """
+    context = get_context("spawn")
+    playing: dict[Connection, BaseProcess] = {}
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        try:
+            for number in range(processes):
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_play_share, args=(seeds[number::processes], folder, theirs), daemon=True
+                )
+                process.start()
+                theirs.close()
+                playing[ours] = process
+            return _first_told(playing)
+        finally:
+            for ours, process in playing.items():
+                process.terminate()
+                process.join()
+                ours.close()
+
+
+def _first_told(playing: dict[Connection, BaseProcess]) -> Kept | None:
+    left = dict(playing)
+    while left:
+        ready = wait(list(left))
+        for ours in [one for one in left if one in ready]:
+            process = left.pop(ours)
+            try:
+                found: Kept | None = ours.recv()
+            except EOFError:
+                process.join()
+                raise RuntimeError(f"a process that plays histories died: {process.exitcode}") from None
             if found is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
                 return found
     return None
 
 
-def _play_part(seeds: range) -> Kept | None:
-    with theatre() as stage:
-        return stage.first_fault(seeds)
+def _play_share(seeds: range, folder: str, told: Connection) -> None:
+    """In a theatre of its own, anew for each few; not for a parent that is gone."""
+    parent = parent_process()
+    for at in range(0, len(seeds), AT_A_TIME):
+        if parent is not None and not parent.is_alive():
+            return
+        with theatre(folder) as stage:
+            found = stage.first_fault(seeds[at : at + AT_A_TIME])
+        if found is not None:
+            told.send(found)
+            return
+    told.send(None)
 
 
 def processes() -> int:
@@ -153,15 +209,15 @@ def processes() -> int:
 
 
 @contextlib.contextmanager
-def theatre() -> Iterator[Theatre]:
-    """Without a log; and what is made of policy files, of which there are two, is made once."""
+def theatre(within: str | None = None) -> Iterator[Theatre]:
+    """Without a log; and what is made of policy files, of which there are two, is made once.  ``within``: a folder for its own."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     with (
         _once(policies, "read_policy"),
         _once(policies, "effective_policy"),
         _once(policies, "baseline_policy"),
-        tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder,
+        tempfile.TemporaryDirectory(dir=within or _memory()) as folder,
     ):
         made = Theatre(Path(folder))
         try:
@@ -169,6 +225,26 @@ def theatre() -> Iterator[Theatre]:
         finally:
             made.close()
             structlog.configure(**before)
+
+
+def _memory() -> Path | None:
+    return IN_MEMORY if IN_MEMORY.is_dir() else None
+
+
+@contextlib.contextmanager
+def _that_ends() -> Iterator[None]:
+    """Raises Endless within, where it takes too much of the processor; again and again, should somebody catch that."""
+
+    def over(*_: object) -> None:
+        raise Endless(f"it goes on after {ENDLESS_S:g} s of processor time")
+
+    before = signal.signal(signal.SIGVTALRM, over)
+    signal.setitimer(signal.ITIMER_VIRTUAL, ENDLESS_S, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _said(argument: Any) -> Any:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from . import histories
 from .deeds import DEEDS, PLANS, Deed, Plan, Play
 from .found import KEPT
 from .histories import CI_HISTORIES, Theatre, first_fault, processes, theatre
@@ -87,3 +88,15 @@ def test_histories_that_hypothesis_chooses(stage: Theatre) -> None:
 def test_what_was_found_once(name: str, stage: Theatre) -> None:
     plan, steps = KEPT[name]
     stage.replay(plan, steps)
+
+
+def test_a_history_that_goes_on_and_on_is_found(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    def settle(_: Play) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(Play, "settle", settle)
+    monkeypatch.setattr(histories, "ENDLESS_S", 0.05)
+    found = stage.first_fault(range(1))
+    assert found is not None
+    assert "it goes on" in found.why
