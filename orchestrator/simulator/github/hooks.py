@@ -60,7 +60,9 @@ class Hooks:
     async def settle(self) -> None:
         """Wait until every delivery made so far has been sent."""
         while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            # Not `asyncio.gather`: from Python 3.12 on it returns at once where all are done, and what is done stays in the set
+            # until the loop has run its callbacks, which it then never would.
+            await asyncio.wait(self._tasks)
 
     def emit(self, event: str, payload: dict[str, Any], *, lane: str = "") -> list[Delivery]:
         """Deliver ``payload`` as ``event``; returns the deliveries made (none where the App has no URL or a fault drops it)."""

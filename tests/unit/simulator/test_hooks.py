@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import githubkit.webhooks
 import pytest
@@ -99,3 +103,30 @@ async def test_ping_and_installation_events_parse(client, github, inbox):
     await github.hooks.settle()
     parsed = [githubkit.webhooks.parse(headers["x-github-event"], body) for headers, body in inbox.got]
     assert parsed[1].action == "suspend"
+
+
+async def test_settling_right_after_the_last_delivery_ends(github, inbox):
+    """Its task is done then, and the loop hasn't yet run what is to be done after it."""
+    github.create_run("app", JOB)
+    (delivery,) = github.state.deliveries.values()
+    while not delivery.finished:  # noqa: ASYNC110 - the very step of the loop in which it is finished
+        await asyncio.sleep(0)
+    with stopped_after(60):
+        await github.hooks.settle()
+    assert len(inbox.got) == 1
+
+
+@contextmanager
+def stopped_after(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in what goes round and never lets the loop run, as no timeout of asyncio could."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"still going round after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
