@@ -6,7 +6,7 @@ and one too many is given back.  A runner is made only when there is a host for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -139,11 +139,16 @@ def reason_of(
     machine = line.class_of(record)
     if machine.machine is None:
         return "class", machine.reason
-    wait = dealt.waits.get(line.lane_of.get(record.job.id), _ITS_TURN)
+    wait = dealt.waits.get(line.lane_of.get(record.job.id), _for_word_of(world.unheard) or _ITS_TURN)
     return wait.kind, wait.reason
 
 
 _ITS_TURN = Wait("turn", "it waits for its turn")
+
+
+def _for_word_of(hosts: Sequence[str]) -> Wait | None:
+    why = "the control plane has begun anew, and host {} hasn't said yet what it runs"
+    return Wait("hosts", why.format(hosts[0])) if hosts else None
 
 
 def _runners_reason(world: World, runner: RunnerRecord) -> str:

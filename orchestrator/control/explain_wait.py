@@ -42,6 +42,8 @@ class Waits:
         if not job.wants_runner:
             return self._before_the_line(record)
         place, total = self._places.get(job.id, 0), len(self._places)
+        if record.wait == "hosts":
+            return Waiting(place, total, "hosts", job.reason)
         if job.id in self._given:
             return Waiting(place, total, "turn", f"its turn has come: host {self._given[job.id]} has room for it")
         kind, reason = reason_of(self._world, self._line, self._dealt, record, self._runners.get(job.id))

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping
 
-from orchestrator.control.observe import host_views
+from orchestrator.control.observe import host_views, taken_by_stray
 from orchestrator.control.records import JobRecord, RunnerRecord
 from orchestrator.control.world import ON_ITS_WAY, World, registers_under, runner_labels
 from orchestrator.core.fair_share import FairQueue, Lane, cost_of
 from orchestrator.core.lifecycle import may_have_job
-from orchestrator.core.machine import Match, match_labels
+from orchestrator.core.machine import MachineClass, Match, match_labels
 from orchestrator.core.placement import Rooms
 from orchestrator.core.sharing import Quotas
 from orchestrator.core.turns import Dealt, deal, used_by
@@ -58,7 +58,7 @@ class Line:
 
     def deal(self, warm: Mapping[str, list[str]] | None = None) -> Dealt:
         """Machines for those whose turn it is, as far as quotas and room go.  ``warm``: class to hosts where one waits."""
-        if next(self.candidates(), None) is None:
+        if self._world.unheard or next(self.candidates(), None) is None:
             return Dealt((), {})
         long_since = self._world.now - self._world.settings.sharing.reserve_s
         return deal(self._queue(), self._short(), self._quotas(), self.rooms, long_since=long_since, warm=warm)
@@ -110,26 +110,34 @@ class Line:
                 lanes[key] = Lane(key, repo, machine, cost_of(machine, total), deque(), group=group, avoid=avoid)
             lanes[key].jobs.append((record.job.created_at, record.job.id))
             self.lane_of[record.job.id] = key
-        used = used_by((repo, cost_of(record.life.machine, total)) for repo, record in self._holding())
+        used = used_by((repo, cost_of(machine, total)) for repo, machine in self._holding())
         return FairQueue(lanes.values(), used, world.settings.sharing, world.now, served=world.served)
 
     def _quotas(self) -> Quotas:
         quotas = Quotas(self._world.settings.sharing)
-        for repo, record in self._holding():
-            quotas.take(repo, record.life.machine)
+        for repo, machine in self._holding():
+            quotas.take(repo, machine)
         return quotas
 
-    def _holding(self) -> Iterator[tuple[str, RunnerRecord]]:
-        """Each runner that has a job or may get one, with the repository that it counts for."""
+    def _holding(self) -> Iterator[tuple[str, MachineClass]]:
+        """Each machine that has a job or may get one, with the repository that it counts for."""
         jobs = self._world.jobs
         for record in self._world.runners.values():
             life = record.life
             if not may_have_job(life):
                 continue
             job = jobs.get(life.job_id or life.meant_for)
-            repo = job.job.repo if job is not None else record.identity.repo or life.repo
+            repo = job.job.repo if job is not None else record.identity.repo or life.repo or _some_of(life.org)
             if repo:
-                yield repo, record
+                yield repo, life.machine
+        for seen in (seen for of_host in self._world.undecided.values() for seen in of_host):
+            if seen.scope is not None and seen.vm in ("making", "running"):
+                yield seen.scope.repo or _some_of(seen.scope.org), taken_by_stray(self._world, seen)
+
+
+def _some_of(org: str) -> str:
+    """In place of the repository, where a machine is of any of ``org``: it counts for the organisation."""
+    return f"{org}/" if org else ""
 
 
 def failed_on(record: JobRecord) -> frozenset[str]:

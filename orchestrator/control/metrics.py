@@ -66,7 +66,7 @@ FROM_THE_START: dict[str, tuple[dict[str, str], ...]] = {
     "looks": tuple({"result": result} for result in ("done", "failed", "left_to_another")),
 }
 """Shown as 0 before they are first counted: an increase from nothing to 1 is none to Prometheus."""
-WAITS = ("quota", "room", "turn", "runner", "pause", "class")
+WAITS = ("quota", "room", "turn", "hosts", "runner", "pause", "class")
 JOB_STATES = ("waiting", "queued", "in_progress", "completed")
 _NAME = re.compile(r"([a-z_]+)(?:\{(.*)\})?")
 

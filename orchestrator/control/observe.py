@@ -55,7 +55,7 @@ def host_views(world: World) -> list[HostView]:
     by_host = world.by_host()
     unknown: dict[str, list[MachineClass]] = defaultdict(list)
     for host, stray in strays(world):
-        unknown[host].append(_taken_by_stray(world, stray))
+        unknown[host].append(taken_by_stray(world, stray))
     for host, sighting in sorted(world.sightings.items()):
         seen = sighting.observed
         silent = world.now - sighting.at
@@ -87,6 +87,8 @@ def _refuses(world: World, sighting: Sighting) -> str:
     held = world.quarantines.host(seen.host)
     if held is not None:
         return said(held)
+    if seen.host in world.undecided:
+        return "has machines of which GitHub doesn't say yet whether they are ours, and is told nothing new until then"
     if abs(skew_of(sighting)) > SKEW_S:
         return f"has a clock that is {skew_of(sighting):+.0f} s off: GitHub would refuse its runners"
     standing = [problem for problem in seen.problems if problem.code != "image-missing" and not problem.over]
@@ -113,7 +115,7 @@ def taken_by(record: RunnerRecord) -> MachineClass:
     return machine
 
 
-def _taken_by_stray(world: World, stray: ObservedRunner) -> MachineClass:
+def taken_by_stray(world: World, stray: ObservedRunner) -> MachineClass:
     """What a machine takes that nobody here knows: until it is proved gone it may be of the largest class."""
     classes = list(world.settings.classes.values())
     dead = stray.vm in ("absent", "stopped", "crashed", "failed")

@@ -47,6 +47,7 @@ from orchestrator.control.settings import ControlSettings
 from orchestrator.control.standing import away, note_away, note_back
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
 from orchestrator.control.told_waits import hold_back, tell_before_the_line
+from orchestrator.control.unheard import Unheard
 from orchestrator.control.warm import Waiting, waiting
 from orchestrator.control.world import World
 from orchestrator.core.decided import Decided
@@ -91,6 +92,7 @@ class Means(msgspec.Struct, frozen=True):
     governor: Governor
     strays: set[str] = msgspec.field(default_factory=set)
     """Machines that nobody has a use for, as of the last pass: each is counted once."""
+    unheard: Unheard = msgspec.field(default_factory=Unheard)
     told: dict[str, Told] = msgspec.field(default_factory=dict)
     """By host, what its desired state was last found to be right for."""
 
@@ -260,6 +262,7 @@ class Pass:
 
     async def _take_back(self) -> None:
         """Decide what becomes of machines that hosts have and we have no record of."""
+        self.world.unheard = self.means.unheard.waited_for(self.world)
         found = list(strays(self.world))
         gone = await self.means.store.gone_runners(seen.id for _, seen in found)
         for host, seen in found:
@@ -272,6 +275,7 @@ class Pass:
                 )
             except GitHubFailure:
                 self._silent.add(host)
+                self.world.undecided.setdefault(host, []).append(seen)
                 continue
             if taken is None:
                 self._unwanted.setdefault(host, set()).add(seen.id)

@@ -20,7 +20,7 @@ TO_AND_FRO = ("quota", "room", "github")
 """Waits that can take turns with every look."""
 APPROVAL = "GitHub holds it back: an environment's approval or a concurrency group"
 READING = "its repository's policy is being read"
-KINDS = {"quota": "quota", "room": "room", "turn": "turn", "class": "class", "away": "app"}
+KINDS = {"quota": "quota", "room": "room", "turn": "turn", "class": "class", "hosts": "hosts", "away": "app"}
 """Kinds of waits before there is a runner, and what the story calls them.  A pause is told by the failure before it."""
 
 

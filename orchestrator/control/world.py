@@ -50,6 +50,7 @@ from orchestrator.core.runner import (
     VmProvedGone,
     Withdrawn,
 )
+from orchestrator.core.wire import ObservedRunner
 
 ON_ITS_WAY: frozenset[Phase] = frozenset({"WANTED", "BOOTING", "READY"})
 LIVE: frozenset[Phase] = frozenset({"BOOTING", "READY", "RUNNING"})
@@ -88,6 +89,10 @@ class World:
         self.listening = snapshot.listening
         self.clock = self._clock_written = snapshot.clock
         """How the worker's clock stood to the one since its machine's boot."""
+        self.undecided: dict[str, list[ObservedRunner]] = {}
+        """By host, machines that we have no record of, and of which GitHub hasn't said whether they are ours."""
+        self.unheard: list[str] = []
+        """Hosts that may still come to say what they run (`orchestrator.control.unheard`): nothing new is made meanwhile."""
         self.away: dict[int, str] = {}
         """Installations out of reach, and why (`orchestrator.control.standing`)."""
         self.progress = False

@@ -16,7 +16,7 @@ from orchestrator.core.machine import MachineClass
 from orchestrator.core.placement import Placed, Rooms
 from orchestrator.core.sharing import Quotas
 
-WaitKind = Literal["turn", "quota", "room"]
+WaitKind = Literal["turn", "quota", "room", "hosts"]
 COMING = "a runner of its kind is on its way to the jobs that were there before it"
 
 

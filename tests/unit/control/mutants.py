@@ -203,12 +203,12 @@ def a_machine_that_ends_takes_no_room() -> Planted:
 @mutant
 def a_machine_without_a_record_takes_no_room() -> Planted:
     none = msgspec.structs.replace
-    right = observe._taken_by_stray
+    right = observe.taken_by_stray
 
     def free(world: Any, stray: Any) -> Any:
         return none(right(world, stray), vcpus=0, memory_mib=0, disk_gib=0)
 
-    yield observe, "_taken_by_stray", free
+    yield observe, "taken_by_stray", free
 
 
 # Jobs
