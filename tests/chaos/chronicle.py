@@ -80,6 +80,14 @@ class Chronicle:
         return Era(self._since, self._city.now(), {one.job.id: one for one in jobs}, {one.id: one for one in runners})
 
 
+def longest_outside_s(windows: list[Window], since: float, until: float) -> float:
+    """The longest stretch between ``since`` and ``until`` that none of ``windows`` falls into."""
+    longest, at = 0.0, since
+    for one in sorted(windows, key=lambda window: window.since):
+        longest, at = max(longest, min(one.since, until) - at), max(at, one.until)
+    return max(longest, until - at)
+
+
 def overlap_s(windows: list[Window], since: float, until: float) -> float:
     """How much of the time between ``since`` and ``until`` falls into ``windows``."""
     return sum(max(0.0, min(one.until, until) - max(one.since, since)) for one in windows)

@@ -201,9 +201,10 @@ class City:
             self.losses[job.id] = f"{why} on {machine.name}"
             self.journal.note(f"job {job.id} lost its machine: {why}")
 
-    def unbound(self, job: Job, why: str) -> None:
-        """Its hook was refused, or nobody answered it."""
-        self.losses[job.id] = f"no policy: {why}"
+    def unbound(self, job: Job, machine: Machine, why: str) -> None:
+        """Its hook was refused, or nobody answered it: also where its host had to be empty before its policy came."""
+        drained = why.endswith(": drained") and self.people is not None and self.people.had_to_end(machine.name)
+        self.losses[job.id] = "drained" if drained else f"no policy: {why}"
         self.journal.note(f"job {job.id} got no policy: {why}")
 
     def stopped(self, job: Job, machine: Machine) -> None:

@@ -180,7 +180,7 @@ class Guest:
         allowed = await self._hook
         conclusion = await self._steps(job) if allowed else "failure"
         if not allowed:
-            self.city.unbound(job, self._answer)
+            self.city.unbound(job, self.machine, self._answer)
         await self._reached(0.5)
         renewing.cancel()
         self.city.github.engine.complete(job, conclusion)
@@ -200,7 +200,11 @@ class Guest:
         return "success"
 
     async def _renew(self, job: Job) -> None:
+        """Each minute; where GitHub can't be reached it is tried again much sooner, as a real runner does."""
+        wait_s = self.renew_s
         while job.status == "in_progress":
-            await asyncio.sleep(self.renew_s)
-            if not self.city.github_is_away():
+            await asyncio.sleep(wait_s)
+            away = self.city.github_is_away()
+            wait_s = self.retry_s if away else self.renew_s
+            if job.status == "in_progress" and not away:
                 self.city.github.engine.renew(job)

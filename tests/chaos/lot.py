@@ -12,6 +12,7 @@ from orchestrator.core.machine import Capacity, MachineClass
 from orchestrator.core.sharing import Share, Sharing
 
 LIFETIME_S = 1800
+HOSTS = ("h1", "h2", "h3")
 
 
 class Lot(msgspec.Struct, frozen=True):
@@ -43,6 +44,7 @@ def draw(rng: random.Random, state_dir: str, prefix: str) -> Lot:
         app_id=424_242,
         state_dir=state_dir,
         prefix=prefix,
+        hosts=dict.fromkeys(HOSTS, ""),
         classes=classes,
         sharing=sharing,
         registration=rng.choice(("organisation", "repository")),

@@ -3,7 +3,7 @@
 A job was served by one runner, or its user ended it, or a declared rule did, with the reason on record:
 
 * ``infrastructure``: its machine was lost in the middle of it (crash, reboot, a host out of reach for too long), or had
-  lived for as long as its class may;
+  lived for as long as its class may; or GitHub was out of its runner's reach until the job's lock had run out;
 * ``refused``: GitHub wouldn't register a runner for it (401, 403, 404, 422), and says why;
 * ``given_up``: more machines in a row failed for it than are tried.
 
@@ -17,8 +17,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from orchestrator.control.changes import Names
+from orchestrator.control.records import RunnerRecord
 from orchestrator.control.store import Store
 from orchestrator.simulator.github.state import Job
+from tests.chaos.chronicle import TICK_S, longest_outside_s
+from tests.chaos.guest import Guest
 from tests.chaos.mortal import Mortal
 
 if TYPE_CHECKING:
@@ -134,11 +137,28 @@ class Oracle:
             return "served"
         if job.id in city.cancelled and job.status == "completed":
             return "ended_by_user"
-        if len(had) == 1 and job.status == "completed" and await self._was_declared(job):
+        if len(had) == 1 and job.status == "completed" and (self._was_unheard(job) or await self._was_declared(job)):
             return "infrastructure"
         if not had and job.id in self.ended:
             return self.ended[job.id]
         return "lost"
+
+    def _was_unheard(self, job: Job) -> bool:
+        """GitHub ended a job whose machine was there: since its runner's last word it was away whenever that may have tried.
+
+        A runner that was heard tries again a minute later, and one that wasn't much sooner: any longer stretch in which
+        GitHub answered would have been enough.
+        """
+        if job.id in self.city.losses or job.conclusion != "failure" or (job.completed_at or 0.0) <= job.locked_until:
+            return False
+        since = job.locked_until - self.city.github.engine.lock_s + Guest.renew_s
+        deaf = self.city.chronicle.deaf if self.city.rules is not None else []
+        return longest_outside_s(deaf, since, job.locked_until) <= Guest.retry_s + 2 * TICK_S
+
+    def _runner_on_record(self, job: Job) -> RunnerRecord | None:
+        """Who had it, where Redis was emptied since."""
+        eras = self.city.chronicle.eras() if self.city.rules is not None else []
+        return next((one for era in eras for one in era.runners.values() if one.life.job_id == job.id), None)
 
     async def _was_declared(self, job: Job) -> bool:
         """Its machine ended in the middle of it, and not by our doing or by a rule that says so."""
@@ -147,6 +167,7 @@ class Oracle:
             return True
         record = await self.store.job(job.id)
         runner = await self.store.runner(record.job.runner) if record is not None and record.job.runner else None
+        runner = runner or self._runner_on_record(job)
         reason = runner.life.reason if runner is not None else ""
         host = host or (runner.life.host if runner is not None else "")
         lost = reason == "host_lost" and host in self.city.out_of_reach

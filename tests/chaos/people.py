@@ -16,6 +16,7 @@ from fastapi import HTTPException
 from orchestrator.control.drain_api import DrainApi
 from orchestrator.control.store import Store
 from orchestrator.core.errors import StoreError
+from tests.chaos.lot import HOSTS
 from tests.chaos.mortal import Mortal
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class People:
         self.due: dict[str, list[float]] = {}
         """By host, when its jobs had to have ended."""
         store = self._store = Store(city.memory.client(Mortal("people")), "t:")
-        self._drains = DrainApi(store, hosts=frozenset({"h1", "h2", "h3"}), clock=city.now)
+        self._drains = DrainApi(store, hosts=frozenset(HOSTS), clock=city.now)
 
     async def cordon(self, host: str, for_s: float) -> None:
         await self._until_done(lambda: self._store.cordon(host, "chaos"))
