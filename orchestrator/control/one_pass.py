@@ -46,7 +46,7 @@ from orchestrator.control.search import ACTIVE_S, JobSearch
 from orchestrator.control.settings import ControlSettings
 from orchestrator.control.standing import away, note_away, note_back
 from orchestrator.control.store import INBOX_AT_ONCE, Lease, Store
-from orchestrator.control.told_waits import hold_back, tell_before_the_line
+from orchestrator.control.told_waits import WAITS, hold_back, tell_before_the_line
 from orchestrator.control.unheard import Unheard
 from orchestrator.control.warm import Waiting, waiting
 from orchestrator.control.world import World
@@ -92,6 +92,8 @@ class Means(msgspec.Struct, frozen=True):
     governor: Governor
     strays: set[str] = msgspec.field(default_factory=set)
     """Machines that nobody has a use for, as of the last pass: each is counted once."""
+    held: dict[str, str] = msgspec.field(default_factory=dict)
+    """By entry of the inbox that couldn't be read, what GitHub said instead of where the App is installed."""
     unheard: Unheard = msgspec.field(default_factory=Unheard)
     told: dict[str, Told] = msgspec.field(default_factory=dict)
     """By host, what its desired state was last found to be right for."""
@@ -204,11 +206,15 @@ class Pass:
             except GitHubFailure as error:
                 log.warning("recovery_waits", error=error.message)
         finished = await self._finished(entry for entry in self.snapshot.inbox)
+        for gone in self.means.held.keys() - {entry.id for entry in self.snapshot.inbox}:
+            del self.means.held[gone]
         for entry in self.snapshot.inbox:
             try:
                 await self._take(entry, finished)
-            except (GitHubFailure, StoreError):
+            except (GitHubFailure, StoreError) as error:
                 log.warning("delivery_waits", entry=entry.id)
+                if isinstance(error, GitHubFailure):
+                    self.means.held[entry.id] = error.message
             except Exception:
                 log.exception("delivery_failed", entry=entry.id)
                 await self.means.store.put_aside(self.lease, entry, "reading it failed; see the worker's log")
@@ -230,10 +236,17 @@ class Pass:
             self.means.installations.forget()
             self.means.search.ask_all()
             try_again(self.world, news.id, news.account)
-        elif delivery.job is not None and not await self._learn(delivery.job, finished):
+        elif delivery.job is not None and not await self._learn(self._as_it_came(entry, delivery.job), finished):
             await self._foreign(entry, delivery.job)
             return
         self._read.append(entry)
+
+    def _as_it_came(self, entry: Entry, job: Job) -> Job:
+        """With a line that says why its delivery was left unread until now, where GitHub was why and nothing was known of the job."""
+        why = self.means.held.get(entry.id, "")
+        if not why or job.id in self.snapshot.jobs or job.state not in ("waiting", "queued") or entry.delivery is None:
+            return job
+        return tell(job, entry.delivery.at, f"{WAITS}github", f"GitHub didn't say where the App is installed: {why}")
 
     async def _learn(self, job: Job, finished: dict[int, JobRecord]) -> bool:
         """False where the job is of an installation that isn't ours."""

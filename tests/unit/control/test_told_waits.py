@@ -147,3 +147,31 @@ async def test_a_wait_that_begins_again_in_the_same_words_is_told_again(stage: S
         tell_wait(world, 1, kind, "no host has room")
     story = [moment.what for moment in world.jobs[1].job.story]
     assert story[-2:] == ["waits_for_room", "waits_for_room"]
+
+
+async def test_a_wait_of_its_delivery_for_github_is_told_once_it_can_be_read(stage: Stage) -> None:
+    """A new worker has no list of installations yet; nobody knows the job until it has."""
+
+    def trouble(call: str, when: When) -> None:
+        if (call, when) == ("installations", "before"):
+            raise Unavailable("503")
+
+    await turns(stage, 1)
+    stage.reconciler = stage.fresh()
+    stage.github.trouble = trouble
+    came = stage.now
+    await stage.deliver(stage.job(1))
+    await turns(stage, 3)
+    stage.github.trouble = lambda *_: None
+    await turns(stage, 3)
+    story = (await stage.job_record(1)).job.story
+    told = [moment for moment in story if moment.what == "waits_for_github"]
+    assert [moment.at for moment in told] == [came]
+    assert "where the App is installed" in told[0].detail
+    assert [moment.what for moment in story[:3]] == ["queued", "waits_for_github", "class_matched"]
+
+
+async def test_a_delivery_that_is_read_at_once_waited_for_nothing(stage: Stage) -> None:
+    await stage.deliver(stage.job(1))
+    await turns(stage, 3)
+    assert await waits(stage, 1) == []
