@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import dns.message
 import msgspec
@@ -42,6 +43,16 @@ def echo(sock: ssl.SSLSocket, text: bytes = b"hello") -> bool:
     """True where the site still answers."""
     sock.sendall(text + b"\n")
     return b"got " + text in sock.recv(1000)
+
+
+def was_reset(sock: ssl.SSLSocket) -> bool:
+    """True where the site answers no more, since the connection was broken off.
+
+    Tried on a thread of its own: OpenSSL keeps errors by thread, and on Debian 13 (Python 3.13, OpenSSL 3.5) Python takes what
+    it kept of this socket for a reset of the next that has to wait there.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return isinstance(thread.submit(echo, sock).exception(60), ENDED)
 
 
 def test_row_52_and_53_and_66_what_goes_to_an_allowed_place_is_counted_and_alerted(lab: Lab, attacker: Machine) -> None:
@@ -76,8 +87,7 @@ def test_row_54_a_rule_is_removed_under_a_live_flow(lab: Lab, attacker: Machine)
         reply = lab.apply(attacker, policy("allowed.example"), generation=2)
         try:
             assert reply.flows_closed == 1
-            with pytest.raises(ENDED):
-                echo(loses)
+            assert was_reset(loses)
             assert echo(keeps)
             event = lab.wait_event(seq, lambda event: event.event == "close")
             assert (event.host, event.close_reason, event.verdict) == ("cdn-ok.example", "policy", "blocked")
@@ -90,8 +100,7 @@ def test_row_54_warn_becomes_enforce_under_a_live_flow(lab: Lab, attacker: Machi
     with attacker.tls(CDN, "cdn-evil.example") as loses, attacker.tls(CDN, "cdn-ok.example") as keeps:
         assert echo(loses)
         assert lab.apply(attacker, standard(), generation=3).flows_closed == 1
-        with pytest.raises(ENDED):
-            echo(loses)
+        assert was_reset(loses)
         assert echo(keeps)
 
 
@@ -147,8 +156,7 @@ def test_row_57_a_reused_link_has_nothing_of_the_last_job(lab: Lab, neighbour: M
         reply = lab.apply(neighbour, policy("cdn-ok.example"), runner=next_runner)
         try:
             assert reply.flows_closed == 1
-            with pytest.raises(ENDED):
-                echo(old)
+            assert was_reset(old)
             with lab.nothing_leaves():
                 assert neighbour.refused(fake, hello(NAME))
             event = lab.wait_event(seq, lambda event: event.event == "open" and event.verdict == "blocked")
@@ -166,8 +174,7 @@ def test_row_57_a_dropped_link_has_no_flow_and_gets_none(lab: Lab, neighbour: Ma
             assert (reply.ok, reply.flows_closed) == (True, 1)
             closed = [event for event in lab.events(seq) if event.event == "close"]
             assert [event.close_reason for event in closed] == ["link_dropped"]  # on record when it answers
-            with pytest.raises(ENDED):
-                echo(sock)
+            assert was_reset(sock)
             with lab.nothing_leaves():
                 assert neighbour.refused(ALLOWED, hello(NAME))
             lab.wait_event(seq, lambda event: event.reason == "unknown_link")
