@@ -25,7 +25,7 @@ from orchestrator.control.checks import Checks
 from orchestrator.control.demand import meet_demand
 from orchestrator.control.desired import desired_of
 from orchestrator.control.drain import drain_hosts
-from orchestrator.control.github import GitHub, GitHubFailure
+from orchestrator.control.github import GitHub, GitHubFailure, Installation
 from orchestrator.control.governor import Governor
 from orchestrator.control.groups import Groups
 from orchestrator.control.ingest import learn, settle
@@ -53,6 +53,7 @@ from orchestrator.control.world import World
 from orchestrator.core.decided import Decided
 from orchestrator.core.errors import StoreError
 from orchestrator.core.job import Job, tell
+from orchestrator.core.names import ulid_of
 from orchestrator.core.policy import Policy
 from orchestrator.system import day_lines
 
@@ -251,10 +252,19 @@ class Pass:
     async def _learn(self, job: Job, finished: dict[int, JobRecord]) -> bool:
         """False where the job is of an installation that isn't ours."""
         installation = await self.means.installations.get(job.installation, job.repo, self.world.now)
+        installation = installation or self._of_its_runner(job)
         if installation is None:
             return False
         learn(self.world, job, installation, finished.get(job.id))
         return True
+
+    def _of_its_runner(self, job: Job) -> Installation | None:
+        """Where the App was removed just after GitHub gave the job to a runner of that installation: the job is ours."""
+        record = self.world.runners.get(ulid_of(job.runner_name) or "")
+        if record is None or record.life.installation != job.installation:
+            return None
+        org = record.identity.org
+        return Installation(job.installation, org or job.repo.partition("/")[0], organization=bool(org))
 
     async def _to_search(self) -> list[tuple[int, str]]:
         try:

@@ -7,6 +7,18 @@ from .histories import Step
 
 ONE = {"fate": "now", "count": 1, "deploys": False}
 KEPT: dict[str, tuple[Plan, list[Step]]] = {
+    "that a job began is heard of once the App was removed, and its end isn't": (
+        Plan(steps=99, small=True),
+        [
+            ("another_worker_looks", {}),
+            ("jobs_are_queued", {"repo": 1, **ONE, "fate": "lost", "count": 2}),
+            ("jobs_are_queued", {"repo": 0, **ONE}),
+            ("the_worker_looks", {}),
+            ("all_goes_on", {"rounds": 3, "fate": "late"}),
+            ("the_app_is_removed_or_comes_back", {"fate": "lost"}),
+            ("a_running_job_ends", {"pick": 1, "fate": "now", "stops": True, "how": "failure"}),
+        ],
+    ),
     "a runner is registered while the App is suspended, and neither that nor its return is heard of": (
         Plan(steps=3, quota=1),
         [

@@ -60,6 +60,26 @@ async def test_what_was_begun_goes_on_under_the_accounts_new_installation(stage:
     assert await stage.leftovers() == {}
 
 
+async def test_a_job_that_a_runner_of_ours_has_is_ours_though_its_news_comes_once_the_app_was_removed(
+    stage: Stage,
+) -> None:
+    await ready(stage)
+    (runner,) = await stage.runners()
+    stage.job(2)
+    begun = stage.github.give(2, runner.name)
+    uninstall(stage)
+    stage.now += 60
+    await stage.deliver_installation(InstallationNews(INSTALLATION, "deleted", ORG))
+    await stage.look()
+    await stage.deliver(begun)
+    await stage.look()
+    record = await stage.job_record(2)
+    assert (record.job.served, record.job.runner) == ("yes", runner.id)
+    await stage.deliver(msgspec.structs.replace(begun, id=3, runner_name="somebody-elses"))
+    await stage.look()
+    assert (await stage.job_record(3)).job.served == "ignored"
+
+
 async def test_jobs_of_the_time_without_the_app_are_found_when_it_is_back(stage: Stage) -> None:
     await ready(stage)
     await stage.run(seconds=2.0)
