@@ -136,6 +136,7 @@ async def test_a_new_worker_waits_for_nobody_where_hosts_had_their_time(stage: S
 
 async def test_a_clock_that_is_set_back_makes_nobody_wait_longer(stage: Stage) -> None:
     stage.hosts["h2"].silent = True
+    await stage.redis.flushall()
     await turn(stage, 2, listening=False)
     await stage.deliver(stage.job(1))
     stage.now -= 3600
