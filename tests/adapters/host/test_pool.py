@@ -14,7 +14,7 @@ from ulid import ULID
 
 from orchestrator.core.errors import HostError
 from orchestrator.core.machine import MachineClass
-from orchestrator.core.names import names_of
+from orchestrator.core.names import names_of, ulid_of
 from orchestrator.core.wire import Desired
 from orchestrator.host import guest, pool, template_files, waiting
 from orchestrator.host.domain_xml import Memory as DomainMemory
@@ -152,6 +152,21 @@ def test_one_is_made_and_waits_with_nothing_that_a_job_has(host):
     seed = host.paths.seeds / names.seed
     assert not any(seed.read_bytes())
     assert host.agent.observe().runners == ()
+
+
+def test_its_disk_loses_its_name_once_it_runs_and_not_before(host, monkeypatch):
+    """From QEMU 10 on a clone's disk is opened for writing, by its name, when the clone is resumed."""
+    had_a_name = {}
+    resume = host.hypervisor.resume
+
+    def look_and_resume(domain):
+        had_a_name[domain] = (host.paths.disks / names_of(ulid_of(domain)).disk).exists()
+        resume(domain)
+
+    monkeypatch.setattr(host.hypervisor, "resume", look_and_resume)
+    names = names_of(host.one_waits())
+    assert had_a_name[names.domain]
+    assert not (host.paths.disks / names.disk).exists()
 
 
 def test_a_job_takes_it_over_under_the_same_names(host):
