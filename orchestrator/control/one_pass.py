@@ -40,6 +40,7 @@ from orchestrator.control.rebind import Rebind
 from orchestrator.control.records import Entry, Finished, JobRecord, RunnerRecord, Snapshot, Sum
 from orchestrator.control.recover import find_jobs, take_back
 from orchestrator.control.reinstalled import follow, try_again
+from orchestrator.control.renamed import Names
 from orchestrator.control.reruns import Reruns
 from orchestrator.control.sealed import Seal
 from orchestrator.control.search import ACTIVE_S, JobSearch
@@ -125,6 +126,7 @@ class Pass:
             keep=self._keep,
             installations=means.installations,
         )
+        self.names = Names(self.world, means.github)
         self.rebind = Rebind(self.world, means.book, self._keep)
         self.checks = Checks(self.world, means.github, means.book, means.installations, means.groups)
         self.losses = LossSayer(self.world, means.github)
@@ -255,7 +257,7 @@ class Pass:
         installation = installation or self._of_its_runner(job)
         if installation is None:
             return False
-        learn(self.world, job, installation, finished.get(job.id))
+        learn(self.world, await self.names.agree(job), installation, finished.get(job.id))
         return True
 
     def _of_its_runner(self, job: Job) -> Installation | None:

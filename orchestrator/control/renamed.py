@@ -1,14 +1,15 @@
 """Repositories that are renamed or moved while a job of theirs waits or runs: known by their id, called by their new name.
 
 GitHub redirects the former name as long as nobody else takes it.  A job that GitHub doesn't find under the name that we know
-is looked for under the one that its repository has now, before anything is concluded from that.
+is looked for under the one that its repository has now, before anything is concluded from that.  Where news of a job has another
+name than is known, GitHub is asked which one holds: late news has the former one.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from orchestrator.control.github import GitHub
+from orchestrator.control.github import GitHub, GitHubFailure
 from orchestrator.control.world import World
 from orchestrator.core.job import Job
 
@@ -31,3 +32,30 @@ def follow_name(world: World, job: Job, name: str) -> None:
     for runner_id, runner in list(world.runners.items()):
         if not runner.life.org and runner.life.repo == former:
             world.change_runner(runner_id, life=msgspec.structs.replace(runner.life, repo=name))
+
+
+class Names:
+    """What repositories are called, by the jobs in ``world``; an index, since hundreds of deliveries are read against thousands of jobs."""
+
+    def __init__(self, world: World, github: GitHub) -> None:
+        self._world = world
+        self._github = github
+        live = (record.job for record in world.jobs.values() if record.job.repo_id and not record.job.over)
+        self._known = {job.repo_id: job.repo for job in live}
+
+    async def agree(self, job: Job) -> Job:
+        """``job`` under its repository's present name, and with it all others of that repository.
+
+        Where GitHub doesn't say, that is the name heard last.
+        """
+        if not job.repo_id or self._known.setdefault(job.repo_id, job.repo) == job.repo:
+            return job
+        try:
+            name = await present_name(self._github, job) or job.repo
+        except GitHubFailure:
+            name = job.repo
+        mine = [record.job for record in self._world.jobs.values() if record.job.repo_id == job.repo_id]
+        for other in {other.repo: other for other in mine if other.repo != name and not other.over}.values():
+            follow_name(self._world, other, name)
+        self._known[job.repo_id] = name
+        return msgspec.structs.replace(job, repo=name)

@@ -7,6 +7,17 @@ from .histories import Step
 
 ONE = {"fate": "now", "count": 1, "deploys": False}
 KEPT: dict[str, tuple[Plan, list[Step]]] = {
+    "a repository is renamed, and its second job is heard of under the new name": (
+        Plan(per_repository=True, steps=99, quota=1),
+        [
+            ("the_worker_looks", {}),
+            ("jobs_are_queued", {"repo": 1, **ONE, "fate": "late"}),
+            ("jobs_are_queued", {"repo": 1, **ONE}),
+            ("a_repository_is_renamed", {}),
+            ("all_goes_on", {"rounds": 2, "fate": "now"}),
+            ("the_worker_looks", {}),
+        ],
+    ),
     "that a job began is heard of once the App was removed, and its end isn't": (
         Plan(steps=99, small=True),
         [

@@ -67,6 +67,18 @@ async def test_the_next_delivery_tells_the_new_name(stage: Stage) -> None:
     assert await stage.leftovers() == {}
 
 
+async def test_late_news_under_the_former_name_renames_nothing_back(stage: Stage) -> None:
+    await running(stage)
+    rename(stage)
+    await stage.deliver(msgspec.structs.replace(stage.github.jobs[1], repo_id=5))
+    await turns(stage, 1)
+    late = msgspec.structs.replace(stage.job(2), repo_id=5)
+    stage.github.jobs[2] = msgspec.structs.replace(late, repo=NEW)
+    await stage.deliver(late)
+    await turns(stage, 1)
+    assert [(await stage.job_record(number)).job.repo for number in (1, 2)] == [NEW, NEW]
+
+
 async def test_a_job_that_is_gone_is_gone(stage: Stage) -> None:
     """Its repository is where it was, and GitHub doesn't know the job: that is an end."""
     await running(stage)
