@@ -115,21 +115,31 @@ class Line:
 
     def _quotas(self) -> Quotas:
         quotas = Quotas(self._world.settings.sharing)
-        for repo, machine in self._holding():
+        for repo, machine in (*self._holding(), *self._of_nobody_known()):
             quotas.take(repo, machine)
         return quotas
 
     def _holding(self) -> Iterator[tuple[str, MachineClass]]:
-        """Each machine that has a job or may get one, with the repository that it counts for."""
+        """Each machine that has a job or may get one, with the repository that it counts for, where that is known."""
         jobs = self._world.jobs
         for record in self._world.runners.values():
             life = record.life
             if not may_have_job(life):
                 continue
             job = jobs.get(life.job_id or life.meant_for)
-            repo = job.job.repo if job is not None else record.identity.repo or life.repo or _some_of(life.org)
+            repo = job.job.repo if job is not None else record.identity.repo or life.repo
             if repo:
                 yield repo, life.machine
+
+    def _of_nobody_known(self) -> Iterator[tuple[str, MachineClass]]:
+        """Machines that were found on hosts, and of which only the organisation is known: they count for its quotas, as the
+        largest they may be, and not for whose turn it is.
+        """
+        for record in self._world.runners.values():
+            life = record.life
+            known = (life.job_id or life.meant_for) in self._world.jobs or record.identity.repo or life.repo
+            if may_have_job(life) and not known and life.org:
+                yield _some_of(life.org), life.machine
         for seen in (seen for of_host in self._world.undecided.values() for seen in of_host):
             if seen.scope is not None and seen.vm in ("making", "running"):
                 yield seen.scope.repo or _some_of(seen.scope.org), taken_by_stray(self._world, seen)
