@@ -7,6 +7,19 @@ from .histories import Step
 
 ONE = {"fate": "now", "count": 1, "deploys": False}
 KEPT: dict[str, tuple[Plan, list[Step]]] = {
+    "machines that an emptied Redis forgot are taken back on a host that was drained meanwhile": (
+        Plan(steps=3, small=True, quota=2),
+        [
+            ("jobs_are_queued", {"repo": 0, **ONE, "count": 3}),
+            ("all_goes_on", {"rounds": 3, "fate": "now"}),
+            ("redis_is_emptied", {}),
+            ("github_errs", {"kind": "limited", "after": 0, "times": 1, "of": ""}),
+            ("a_host_is_drained_or_taken_back", {"name": "h1", "wait": 0}),
+            ("all_goes_on", {"rounds": 1, "fate": "lost"}),
+            ("all_goes_on", {"rounds": 2, "fate": "lost"}),
+            ("all_goes_on", {"rounds": 1, "fate": "now"}),
+        ],
+    ),
     "a repository is renamed, and its second job is heard of under the new name": (
         Plan(per_repository=True, steps=99, quota=1),
         [

@@ -130,7 +130,7 @@ class Oracle:
             phase = PHASES.index(life.phase)
             before = self._phases.get(life.id)
             assert before is None or phase >= before, f"{life.id} was {PHASES[before or 0]}, is {life.phase}"
-            if life.host in outside.drains:
+            if life.host in outside.drains and life.meant_for:  # one for no job is an old machine that was taken back
                 assert life.created_at <= outside.drained_at[life.host], f"{life.host} is drained and gets {life}"
             self._phases[life.id] = phase
             assert life.phase == "GONE" or life.deadline > (self._stage.now if ahead else 0), life
