@@ -156,7 +156,6 @@ class Libvirt:
                 qemu_state.load(_Monitor(self._open().lookupByName(name)), source)
 
     def destroy(self, name: str) -> None:
-        qemu_process.wait_reaped(name)
         domain = self._find(name)
         if domain is None:
             return
@@ -277,6 +276,7 @@ class Libvirt:
         return owner_in(domain.XMLDesc()) == (ulid, self._site)
 
     def _find(self, name: str) -> Any:
+        qemu_process.wait_reaped(name)
         with _told("look for", name):
             try:
                 return self._open().lookupByName(name)

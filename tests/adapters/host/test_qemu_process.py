@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,21 +58,19 @@ def test_libvirt_is_not_asked_about_a_domain_whose_qemu_is_unreaped(
     """Who asks holds libvirt's list of domains until the process is reaped, and no other VM can be made."""
     hypervisor = Libvirt("test:///default", "test")
     asked: list[bool] = []
-    really = hypervisor._find
+    really = hypervisor._open
 
-    def find(name: str) -> object:
-        asked.append(qemu_process.is_unreaped(name))
-        return really(name)
+    def opened() -> object:
+        asked.append(qemu_process.is_unreaped(NAME))
+        return really()
 
-    monkeypatch.setattr(hypervisor, "_find", find)
+    monkeypatch.setattr(hypervisor, "_open", opened)
     try:
         die(process)
         assert hypervisor.state(NAME) == "stopped"
         assert asked == []
-        destroying = threading.Thread(target=hypervisor.destroy, args=(NAME,))
-        destroying.start()
-        process.wait()
-        destroying.join()
+        monkeypatch.setattr("time.sleep", lambda _seconds: process.wait())
+        hypervisor.destroy(NAME)
         assert asked == [False]
         assert hypervisor.state(NAME) is None
     finally:
