@@ -9,7 +9,6 @@ or where the worker went on on another machine; and a drain's end is a time of d
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -17,14 +16,14 @@ import structlog
 from orchestrator.control.world import World
 from orchestrator.core.clocks import Reckoned, is_news, was_set
 from orchestrator.core.runner import ClockSet
+from orchestrator.system.boot import boot_id, uptime
 
 log = structlog.get_logger()
 
 
 def reckoned() -> Reckoned:
     """How this machine's clock stands now."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return Reckoned(boot, time.time() - time.clock_gettime(time.CLOCK_BOOTTIME))
+    return Reckoned(boot_id(), time.time() - uptime())
 
 
 def follow_clock(world: World, seen: Reckoned) -> float:

@@ -7,6 +7,8 @@ name than is known, GitHub is asked which one holds: late news has the former on
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 
 from orchestrator.control.github import GitHub, GitHubFailure
@@ -40,8 +42,12 @@ class Names:
     def __init__(self, world: World, github: GitHub) -> None:
         self._world = world
         self._github = github
-        live = (record.job for record in world.jobs.values() if record.job.repo_id and not record.job.over)
-        self._known = {job.repo_id: job.repo for job in live}
+
+    @cached_property
+    def _known(self) -> dict[int, str]:
+        """Made when the first delivery is read: most passes read none."""
+        live = (record.job for record in self._world.jobs.values() if record.job.repo_id and not record.job.over)
+        return {job.repo_id: job.repo for job in live}
 
     async def agree(self, job: Job) -> Job:
         """``job`` under its repository's present name, and with it all others of that repository.

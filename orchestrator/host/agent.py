@@ -32,7 +32,7 @@ from orchestrator.host.deadlines import Deadlines
 from orchestrator.host.decisions import Decisions
 from orchestrator.host.exits import idled
 from orchestrator.host.hearing import hear
-from orchestrator.host.host_facts import boot_id, capacity_of
+from orchestrator.host.host_facts import capacity_of
 from orchestrator.host.images import list_images
 from orchestrator.host.parts import Parts, Runner
 from orchestrator.host.pool import Pool
@@ -43,6 +43,7 @@ from orchestrator.host.ship import Lag
 from orchestrator.host.steps import carry_out, doubt_template, fail
 from orchestrator.host.templates import Templates
 from orchestrator.host.watch import Aftermath, Watch, wall_broken
+from orchestrator.system.boot import boot_id
 from orchestrator.system.log import hide
 
 log = structlog.get_logger()
@@ -320,8 +321,7 @@ class Agent:
         self._keep_channel(runner)
         hello_s = HELLO_S if self.choice.accelerator == "kvm" else 0.0
         situation = self._situation(runner, missing_s, hello_s)
-        reckoned = self._deadlines.of(want) if want is not None else None
-        step = next_step(reckoned, runner.record if runner else None, situation, now)
+        step = next_step(self._deadlines.of(want), runner.record if runner else None, situation, now)
         if step.verb == "keep":
             return
         if step.verb == "forget":

@@ -96,8 +96,10 @@ class Deadlines:
         except HostError as error:
             log.warning("deadlines_unsaved", error=error.message)
 
-    def of(self, wish: DesiredRunner) -> DesiredRunner:
+    def of(self, wish: DesiredRunner | None) -> DesiredRunner | None:
         """``wish`` with its deadlines in seconds since this host's boot; 0 stays never."""
+        if wish is None:
+            return None
         found = self._known.get(wish.id, Dues())
         return msgspec.structs.replace(wish, boot_by=_up(found.boot_by), end_by=_up(found.end_by))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 from orchestrator.core.machine import Capacity
@@ -27,15 +26,6 @@ def capacity_of(settings: HostSettings, paths: HostPaths, *, kept_mib: int = 0) 
         memory_mib=max(0, memory - settings.reserve_memory_mib - kept_mib),
         disk_gib=max(0, (_free(paths.disks) + taken) // _GIB - settings.reserve_disk_gib),
     )
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def uptime() -> float:
-    """Seconds since the host's boot, with the time that it slept: no one can set it, and it is the same for all processes."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _free(folder: Path) -> int:

@@ -21,7 +21,6 @@ from orchestrator.core.wire import DesiredRunner, Mark
 from orchestrator.host.channels import Talk
 from orchestrator.host.domain_xml import DomainType
 from orchestrator.host.gateway import Gateway
-from orchestrator.host.host_facts import uptime
 from orchestrator.host.hypervisor import Hypervisor
 from orchestrator.host.links import Wires
 from orchestrator.host.paths import HostPaths, VmPaths, vm_paths
@@ -29,6 +28,7 @@ from orchestrator.host.record import Record, Records
 from orchestrator.host.ruleset import VmRules
 from orchestrator.host.slots import Slot, Slots
 from orchestrator.host.wall import Firewall
+from orchestrator.system.boot import uptime
 
 if TYPE_CHECKING:
     from orchestrator.host.guest import Message

@@ -37,13 +37,8 @@ class _Jump(selectors.SelectSelector):
         return []
 
 
-class Loop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jump = _Jump()
-        super().__init__(self._jump)
-
-    def time(self) -> float:
-        return self._jump.passed
+class InThisThread(asyncio.AbstractEventLoop):
+    """A loop whose executors are no threads: what they are given is done at once."""
 
     def run_in_executor(self, _executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         """At once, in this thread."""
@@ -53,6 +48,15 @@ class Loop(asyncio.SelectorEventLoop):
         except Exception as error:  # noqa: BLE001 - it is the caller's
             done.set_exception(error)
         return done
+
+
+class Loop(InThisThread, asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jump = _Jump()
+        super().__init__(self._jump)
+
+    def time(self) -> float:
+        return self._jump.passed
 
 
 def install(loop: Loop) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
+from tests.chaos.clockwork import InThisThread
+
 _T = TypeVar("_T")
 LEFT_OVER = 200
 """So many timers may lie here before those that nobody waits for are thrown away."""
@@ -23,7 +25,7 @@ class Stuck(RuntimeError):
     """Everybody waits, and for nothing."""
 
 
-class AtOnce(asyncio.AbstractEventLoop):
+class AtOnce(InThisThread):
     def __init__(self) -> None:
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[asyncio.TimerHandle] = []
@@ -95,15 +97,6 @@ class AtOnce(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
         return asyncio.Task(coro, loop=self, name=name, context=context)
-
-    def run_in_executor(self, _executor: Any, func: Callable[..., Any], *args: Any) -> Any:
-        """At once, in this thread."""
-        done = self.create_future()
-        try:
-            done.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - it is the caller's
-            done.set_exception(error)
-        return done
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Of tasks that a worker left behind when it died: what they raised is nobody's."""
